@@ -1,0 +1,1 @@
+"""SpatialData in, windows and table rows out. Nothing here imports torch models."""

@@ -1,0 +1,2 @@
+"""Views of an AnnData for scanpy's functions."""
+

@@ -1,0 +1,5 @@
+"""Readers and writers: arrays, TIFF folders and centres to SpatialData, and tables safely back to disk."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,82 @@
+"""What every cell encoder is: tensors in, three tensors out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cytonym.learning.views import ViewConfig
+
+
+class Encoding(NamedTuple):
+    """What an encoder says about B cells."""
+
+    embedding: Tensor
+    """[B, D], for neighbours, clusters and classifiers."""
+    attributions: Tensor
+    """[B, C], one number a marker: zero for a silent marker, rising with signal in this cell."""
+    features: Tensor
+    """[B, C * K], marker-major: the K interpretable features of marker 0, then those of marker 1, …"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained unless the caller says otherwise.
+
+    Learning rate: linear from 0 to `learning_rate` over `warmup` of the steps, cosine down to `final_rate`,
+    constant over the last `constant` of the steps. The fractions scale with `steps`, so that a short budget has the
+    same shape as a long one.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    final_rate: float
+    warmup: float
+    constant: float
+    views: ViewConfig
+    weight_decay: float = 0.0
+
+
+class CellEncoder(nn.Module):
+    """Base of the encoders: a panel of named markers, a frozen config, windows in and an `Encoding` out.
+
+    Subclasses set `name`, `Config` and `recipe`, build themselves from `(markers, config)` and implement `encode` and
+    `loss`. They know tensors only: no SpatialData, no files.
+    """
+
+    name: ClassVar[str]
+    """Key in the registry and prefix of everything written to a table."""
+    Config: ClassVar[type]
+    recipe: ClassVar[Recipe]
+
+    def __init__(self, markers: Sequence[str], config: Any) -> None:
+        super().__init__()
+        self.markers: tuple[str, ...] = tuple(str(m) for m in markers)
+        self.config = config
+        self.history: list[dict[str, float]] = []
+        """One row a logged training step: step, loss, learning_rate, … Filled by `learning.fit`."""
+        self.provenance: dict[str, Any] = {}
+        """Plain types: pixel size of the training data, seed, steps, sample names, package version."""
+
+    @property
+    def window_px(self) -> int:
+        """Side of the square window `encode` expects, in pixels."""
+        return int(self.config.window_px)
+
+    def encode(self, windows: Tensor) -> Encoding:
+        """Raw windows [B, C, S, S], channels in the order of `markers`, any real dtype -> `Encoding` (float32)."""
+        raise NotImplementedError
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """V views [B, C, s, s] of the same B windows -> {"loss": scalar, …parts to log}."""
+        raise NotImplementedError
+
+    def config_dict(self) -> dict[str, Any]:
+        """The config as plain types."""
+        return asdict(self.config)

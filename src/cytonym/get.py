@@ -1,2 +1,91 @@
 """Views of an AnnData for scanpy's functions."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["markers"]
+
+
+def markers(adata: AnnData, key: str | None = None) -> AnnData:
+    """Cells x markers as an AnnData of its own, for any scanpy function that plots or tests variables.
+
+    Parameters
+    ----------
+    adata
+        Table with marker numbers in `obsm`.
+    key
+        A DataFrame of `adata.obsm` with one column a marker, such as `"nextmarker_attributions"`. May be left out
+        where the table has one such DataFrame only.
+
+    Returns
+    -------
+    AnnData [cells, markers]
+        `X` are the numbers (float32) and `var_names` the markers. `obs`, `obsm`, `obsp` and `uns` are those of `adata`,
+        so clusters, a UMAP and colours are there. What is written to the result does not reach `adata`.
+
+    Raises
+    ------
+    KeyError
+        `key` is not in `adata.obsm`.
+    ValueError
+        `key` was left out and is not unique.
+    TypeError
+        `key` names an array without marker names, or a DataFrame with columns that are not numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, anndata as ad
+    >>> import cytonym as cy
+    >>> adata = ad.AnnData(obs=pd.DataFrame({"phenograph": ["0", "1"]}, index=["a", "b"]))
+    >>> adata.obsm["nextmarker_attributions"] = pd.DataFrame({"CD8": [0.0, 2.0], "CD20": [1.0, 0.0]}, index=["a", "b"])
+    >>> cy.get.markers(adata)["b", "CD8"].X
+    ArrayView([[2.]], dtype=float32)
+    """
+    frame = marker_frame(adata, key)
+    view = AnnData(
+        X=np.array(frame, dtype=np.float32),  # a copy: the view may be scaled in place
+        obs=adata.obs,
+        var=pd.DataFrame(index=pd.Index(frame.columns.astype(str))),
+        obsm=dict(adata.obsm),
+        obsp=dict(adata.obsp),
+    )
+    view.uns.update(adata.uns)
+    return view
+
+
+def marker_frame(adata: AnnData, key: str | None = None) -> pd.DataFrame:
+    """The DataFrame behind `markers` (the object itself, not a copy), checked: one numeric column a marker."""
+    frames = [k for k, v in adata.obsm.items() if isinstance(v, pd.DataFrame)]
+    if key is None:
+        if len(frames) != 1:
+            found = f"has several: {_listed(frames)}" if frames else "has none"
+            msg = f"`key` was left out, but it must name the one DataFrame of `adata.obsm` to show, which {found}."
+            raise ValueError(msg)
+        key = frames[0]
+    if key not in adata.obsm:
+        msg = f"No {key!r} in `adata.obsm`. DataFrames there: {_listed(frames)}. `tl.embed_cells` writes one."
+        raise KeyError(msg)
+    frame = adata.obsm[key]
+    if not isinstance(frame, pd.DataFrame):
+        msg = (
+            f"`adata.obsm[{key!r}]` is an array without marker names; a DataFrame with one column a marker is needed. "
+            f"DataFrames in `adata.obsm`: {_listed(frames)}."
+        )
+        raise TypeError(msg)
+    text = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
+    if text:
+        msg = f"Columns of `adata.obsm[{key!r}]` that are not numbers: {_listed(text)}."
+        raise TypeError(msg)
+    return frame
+
+
+def _listed(names: Iterable[str]) -> str:
+    return str(sorted(names))

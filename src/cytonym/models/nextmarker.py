@@ -1,0 +1,251 @@
+"""NeXtMarker: contrastive learning with marker-level interpretability (Gutwein et al. 2025).
+
+Each marker M is normalised by a learned sigmoid (equation 1), f_M(x) = 1 / (1 + exp(-4 x'_c (x - x_c))), described by
+convolutions with as many groups as markers, so that its K = 8 features see this marker alone (stage I), and only then
+mixed with the others by one linear layer (stage F, 256 numbers). Training is SimCLR on F (NT-Xent, temperature 0.5)
+plus the penalty of equation 2 on the sigmoids.
+
+Departures, each for a reason:
+
+* The sigmoids are kept in units of the marker's own brightness, so that counts, 8 or 16 bit and [0, 1] train alike.
+* The path of a marker has no additive terms and ends in a rectifier: a silent marker is exactly zero in I, a lacking
+  one is neutral, and its attribution (the mean of its features) can only rise from there.
+* Pooling is weighted towards the window's centre, where the cell is, instead of global.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cytonym.learning.views import ViewConfig
+from cytonym.models.base import CellEncoder, Encoding, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+PAPER_RECIPE = Recipe(
+    steps=1200,
+    batch_size=1024,
+    learning_rate=1e-3,
+    final_rate=1e-4,
+    warmup=100 / 1200,
+    constant=100 / 1200,
+    views=ViewConfig(
+        window_px=(10, 8, 6), views_per_size=2, scale=(0.66, 1.5), intensity=(0.5, 2.0), translation_px=0.0
+    ),
+)
+"""Experiment 2 of the paper: 7 million windows of 1.6 million cells."""
+
+
+@dataclass(frozen=True)
+class NeXtMarkerConfig:
+    """Shape of a NeXtMarker network and its loss.
+
+    Parameters
+    ----------
+    window_px
+        Side of the window read around each cell.
+    features_per_marker
+        Interpretable features of each marker, K (8 in the paper).
+    embedding_dim
+        Length of the embedding F (256 in the paper).
+    kernel_px
+        Side of the first convolution.
+    expansion
+        Widening inside the block.
+    pool_sigma_px
+        Standard deviation, in pixels, of the Gaussian that weights the pooling towards the window's centre.
+    temperature
+        Of NT-Xent (0.5 in the paper).
+    penalty_weight
+        Weight of the penalty on the sigmoids (1 in the paper).
+    max_slope
+        Largest slope of a sigmoid, in units of 1 / (half the marker's 90th percentile), before the penalty acts.
+    """
+
+    window_px: int = 10
+    features_per_marker: int = 8
+    embedding_dim: int = 256
+    kernel_px: int = 3
+    expansion: int = 2
+    pool_sigma_px: float = 2.0
+    temperature: float = 0.5
+    penalty_weight: float = 1.0
+    max_slope: float = 4.0
+
+
+class MarkerSigmoid(nn.Module):
+    """Equation 1 for every marker, zero-referenced: f(x) - f(0), so that no signal is exactly 0.
+
+    With s half the marker's 90th percentile of non-zero pixels, the learned numbers are a = x_c / s and b = x'_c s,
+    initially 1 and 2 as in the paper. A marker silent in the training data (s = 0) stays silent whatever comes.
+    """
+
+    def __init__(self, n_markers: int) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones(n_markers))
+        self.center = nn.Parameter(torch.ones(n_markers))
+        self.log_slope = nn.Parameter(torch.full((n_markers,), math.log(2.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw pixels [B, C, S, S] -> [B, C, S, S] in [0, 1]."""
+        slope = self.log_slope.exp()
+        live = self.scale > 0
+        gain = torch.where(live, 4 * slope / self.scale.where(live, 1.0), 0.0)[:, None, None]
+        shift = (4 * slope * self.center)[:, None, None]
+        floor = torch.sigmoid(-shift)
+        return F.relu(torch.sigmoid(x.float() * gain - shift) - floor)
+
+    def penalty(self, max_slope: float) -> Tensor:
+        """Equation 2 in units of s: a >= 0, b <= max_slope, a b >= 2; mean over markers."""
+        slope = self.log_slope.exp()
+        terms = F.relu(-self.center) + F.relu(slope - max_slope) + F.relu(2 / slope - self.center)
+        return terms.mean()
+
+
+class NeXtMarker(CellEncoder):
+    """Windows of cells in, one interpretable block of features a marker, one embedding out.
+
+    Parameters
+    ----------
+    markers
+        Names of the C channels, in the order of the windows.
+    config
+        Shape of the network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cytonym.models.nextmarker import NeXtMarker
+    >>> model = NeXtMarker.from_statistics(["DNA", "CD8"], [90.0, 12.0])
+    >>> out = model.encode(torch.rand(4, 2, model.window_px, model.window_px) * 100)
+    >>> out.embedding.shape, out.attributions.shape, out.features.shape
+    (torch.Size([4, 256]), torch.Size([4, 2]), torch.Size([4, 16]))
+    """
+
+    name: ClassVar[str] = "nextmarker"
+    Config: ClassVar[type] = NeXtMarkerConfig
+    recipe: ClassVar[Recipe] = Recipe(
+        steps=300,
+        batch_size=256,
+        learning_rate=1e-3,
+        final_rate=1e-4,
+        warmup=0.1,
+        constant=0.1,
+        views=ViewConfig(window_px=(10,), views_per_size=2, scale=(0.9, 1.1), intensity=(0.8, 1.25)),
+    )
+    config: NeXtMarkerConfig
+
+    def __init__(self, markers: Sequence[str], config: NeXtMarkerConfig | None = None) -> None:
+        config = config or NeXtMarkerConfig()
+        super().__init__(markers, config)
+        c, k, hidden = len(self.markers), config.features_per_marker, config.features_per_marker * config.expansion
+        self.normalize = MarkerSigmoid(c)
+        side = config.kernel_px
+        self.stem = nn.Parameter(torch.empty(c, side * side, k))
+        self.expand = nn.Parameter(torch.empty(c, k, hidden))
+        self.project = nn.Parameter(torch.empty(c, hidden, k))
+        self.mix = nn.Linear(c * k, config.embedding_dim)
+
+    @classmethod
+    def from_statistics(
+        cls,
+        markers: Sequence[str],
+        quantiles: ArrayLike,
+        config: NeXtMarkerConfig | None = None,
+        *,
+        seed: int = 0,
+    ) -> NeXtMarker:
+        """A new network whose sigmoids start at the data's brightness.
+
+        Parameters
+        ----------
+        markers
+            Names of the C channels.
+        quantiles
+            90th percentile of each marker's non-zero pixels [C]; 0 for a marker without any.
+        config
+            Shape of the network. Default: `NeXtMarkerConfig`.
+        seed
+            Of the initial weights. The global generator is left alone.
+
+        Returns
+        -------
+        An untrained network.
+
+        Raises
+        ------
+        ValueError
+            If `quantiles` does not hold one finite number >= 0 for each marker.
+        """
+        model = cls(markers, config)
+        values = torch.as_tensor(quantiles, dtype=torch.float32).flatten()
+        if values.numel() != len(model.markers) or not bool((torch.isfinite(values) & (values >= 0)).all()):
+            msg = f"`quantiles` must hold one number >= 0 for each of the {len(model.markers)} markers, got {values.tolist()}."
+            raise ValueError(msg)
+        model.normalize.scale.copy_(values / 2)
+        generator = torch.Generator().manual_seed(seed)
+        for weight in (model.stem, model.expand, model.project):
+            nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[1]), generator=generator)
+        bound = 1 / math.sqrt(model.mix.in_features)
+        nn.init.uniform_(model.mix.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(model.mix.bias)
+        return model
+
+    def normalization(self) -> dict[str, np.ndarray]:
+        """Learned sigmoids in raw units: {"center": x_c [C], "slope": x'_c [C]}, slope 0 for a marker never seen."""
+        scale = self.normalize.scale.double()
+        slope = self.normalize.log_slope.detach().double().exp()
+        raw = torch.where(scale > 0, slope / scale.clamp(min=1e-300), 0.0)
+        center = self.normalize.center.detach().double() * scale
+        return {"center": center.cpu().numpy(), "slope": raw.cpu().numpy()}
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Stage I: raw windows [B, C, S, S] -> [B, C * K], marker-major."""
+        return self._extract(self.normalize(windows))
+
+    def _extract(self, y: Tensor) -> Tensor:
+        b, c = y.shape[:2]
+        k = self.config.kernel_px
+        patches = y.unfold(2, k, 1).unfold(3, k, 1)  # [B, C, P, P, k, k]
+        p = patches.shape[2]
+        h = patches.permute(1, 0, 2, 3, 4, 5).reshape(c, b * p * p, k * k) @ self.stem
+        h = F.relu(h + F.gelu(F.relu(h) @ self.expand) @ self.project)
+        pooled = h.view(c, b, p * p, -1).transpose(2, 3) @ self._pool_weights(y.shape[2], y)
+        return pooled.permute(1, 0, 2).reshape(b, -1)
+
+    def _pool_weights(self, window_px: int, like: Tensor) -> Tensor:
+        """Gaussian about the window's centre pixel, at the positions of the features [P * P], summing to 1."""
+        half = (self.config.kernel_px - 1) / 2
+        at = torch.arange(window_px - self.config.kernel_px + 1, device=like.device) + half - window_px // 2
+        line = torch.exp(-0.5 * (at / self.config.pool_sigma_px) ** 2).to(like.dtype)
+        weights = torch.outer(line, line).flatten()
+        return weights / weights.sum()
+
+    def encode(self, windows: Tensor) -> Encoding:
+        """See `CellEncoder.encode`. The attribution of a marker is the mean of its features (paper, section 3)."""
+        features = self.features(windows)
+        attributions = features.view(len(features), len(self.markers), -1).mean(dim=2)
+        return Encoding(self.mix(features), attributions, features)
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """NT-Xent over the views' embeddings plus the weighted penalty (equation 2)."""
+        from cytonym.learning.losses import ntxent
+
+        contrastive = ntxent([self.mix(self.features(view)) for view in views], self.config.temperature)
+        penalty = self.normalize.penalty(self.config.max_slope)
+        return {
+            "loss": contrastive + self.config.penalty_weight * penalty,
+            "contrastive": contrastive.detach(),
+            "penalty": penalty.detach(),
+        }

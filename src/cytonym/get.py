@@ -87,5 +87,25 @@ def marker_frame(adata: AnnData, key: str | None = None) -> pd.DataFrame:
     return frame
 
 
+def labels_of(adata: AnnData, key: str) -> pd.Series:
+    """A column of `obs` as a categorical of strings: categories in their order, or sorted (numbers as numbers)."""
+    if key not in adata.obs:
+        msg = f"No column {key!r} in `adata.obs`. Available: {sorted(map(str, adata.obs.columns))}."
+        raise KeyError(msg)
+    column = adata.obs[key]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.rename_categories([str(c) for c in column.cat.categories])
+    names = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
+    found = [n for n in names.unique() if n is not None and n == n]
+    return pd.Series(pd.Categorical(names, categories=sorted(found, key=_natural)), index=column.index, name=key)
+
+
+def _natural(name: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
+
+
 def _listed(names: Iterable[str]) -> str:
     return str(sorted(names))

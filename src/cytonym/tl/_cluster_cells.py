@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cytonym.tl._shared import RNG, document, seed_of
+from cytonym._shared import RNG, document, seed_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cytonym.tl._shared import labels_of
+from cytonym.get import labels_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

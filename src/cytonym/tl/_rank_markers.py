@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cytonym.get import marker_frame
-from cytonym.tl._shared import labels_of
+from cytonym.get import labels_of, marker_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

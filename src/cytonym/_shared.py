@@ -1,4 +1,4 @@
-"""What the verbs share: the documentation of the key block, seeds, columns of labels."""
+"""What verbs and figures share: the documentation of the key block, and seeds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from textwrap import indent
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from anndata import AnnData
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -68,23 +65,3 @@ def seed_of(rng: int | np.random.Generator | None) -> int:
         return int(np.random.default_rng(rng).integers(2**31 - 1))
     msg = f"`rng` must be a seed (int), a numpy Generator or None, got {type(rng).__name__}."
     raise TypeError(msg)
-
-
-def labels_of(adata: AnnData, key: str) -> pd.Series:
-    """A column of `obs` as a categorical of strings: categories in their order, or sorted (numbers as numbers)."""
-    if key not in adata.obs:
-        msg = f"No column {key!r} in `adata.obs`. Available: {sorted(map(str, adata.obs.columns))}."
-        raise KeyError(msg)
-    column = adata.obs[key]
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.rename_categories([str(c) for c in column.cat.categories])
-    names = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
-    found = [n for n in names.unique() if n is not None and n == n]
-    return pd.Series(pd.Categorical(names, categories=sorted(found, key=_natural)), index=column.index, name=key)
-
-
-def _natural(name: str) -> tuple[int, float, str]:
-    try:
-        return (0, float(name), name)
-    except ValueError:
-        return (1, 0.0, name)

@@ -1,0 +1,257 @@
+"""A gallery of cells in chosen markers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
+
+from cytonym._shared import KEYS, RNG, document, seed_of
+from cytonym.data.checks import resolve_size
+from cytonym.data.patches import CellPatches, window_origin
+from cytonym.data.source import resolve
+from cytonym.data.table import open_table
+from cytonym.get import labels_of
+from cytonym.pl._style import GLOW, bare, new_figure, nice_length, styled, text_width
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from spatialdata import SpatialData
+
+    from cytonym.data.source import CellSource
+
+SIDE = 0.62  # inches of a patch
+PER_ROW = 10  # patches in a row where cells are not grouped
+
+
+@styled
+@document(keys=KEYS, rng=RNG)
+def patches(
+    sdata: SpatialData,
+    markers: Sequence[str] | Mapping[str, str],
+    *,
+    image_key: str | Sequence[str] | None = None,
+    labels_key: str | Sequence[str] | None = None,
+    shapes_key: str | Sequence[str] | None = None,
+    points_key: str | Sequence[str] | None = None,
+    table_key: str = "table",
+    coordinate_system: str = "global",
+    scale: str | None = None,
+    groupby: str | None = None,
+    groups: Sequence[str] | None = None,
+    cells: Sequence[str] | None = None,
+    n: int = 8,
+    size_px: int | None = None,
+    size_um: float | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+    rng: int | np.random.Generator | None = 0,
+) -> Figure:
+    """Gallery of cells in chosen markers, their colours added up.
+
+    The contrast of a marker is the same in all patches. Where label images name the cells, the outline of the cell is drawn.
+
+    Parameters
+    ----------
+    sdata
+        Images, cells and, for `groupby` and `cells`, a table.
+    markers
+        Channels to show, up to seven, or a mapping from channels to colours.
+    {keys}
+    groupby
+        Column of the table's `obs`: one row of patches a group.
+    groups
+        Groups to show, in this order; all by default.
+    cells
+        Names of cells (`obs_names`) to show, in this order, instead of drawing some at random.
+    n
+        Cells to draw at random, of each group if there are groups.
+    size_px, size_um
+        Side of a patch, in pixels of the image or in micrometres; 32 pixels by default.
+    limits
+        Intensities shown black and at full colour, for some markers. Default: 1st and 99.7th percentile over the gallery.
+    {rng}
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not shown; the last line of a notebook cell displays it, `figure.savefig(...)` writes it.
+
+    Raises
+    ------
+    KeyError
+        A channel, column, group or cell is missing.
+    ValueError
+        Too many markers, both `cells` and `groupby`, or no cell to show.
+
+    Examples
+    --------
+    >>> import cytonym as cy
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=96, seed=0)
+    >>> names = cy.tl.channel_names(sdata)[:2]
+    >>> figure = cy.pl.patches(sdata, names, n=4, size_px=16)
+    """
+    colors = _colors(markers)
+    if cells is not None and groupby is not None:
+        msg = "`cells` names the cells to show and `groupby` draws some of each group: give one of the two."
+        raise ValueError(msg)
+    sources = resolve(
+        sdata, image_key=image_key, labels_key=labels_key, shapes_key=shapes_key, points_key=points_key,
+        table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=list(colors),
+    )  # fmt: skip
+    rows = open_table(sdata, sources, table_key)
+    place = np.full((rows.table.n_obs, 2), -1)  # source and cell of each row of the table
+    for i, (source, at) in enumerate(zip(sources, rows.rows, strict=True)):
+        inside = _inside(source) & (at >= 0)
+        place[at[inside]] = np.column_stack([np.full(inside.sum(), i), np.flatnonzero(inside)])
+    chosen = _choose(rows.table, place[:, 0] >= 0, groupby=groupby, groups=groups, cells=cells, n=n, seed=seed_of(rng))
+
+    side = 32 if size_px is None and size_um is None else resolve_size(sources[0], size_px, size_um)
+    every = np.unique(np.concatenate(list(chosen.values())))
+    windows, outlines = _read(sources, place[every], side)
+    images = _blend(windows, colors, limits or {})
+    where = {row: i for i, row in enumerate(every)}
+    n_columns = max(map(len, chosen.values()))
+    figure = new_figure(
+        n_columns * SIDE + text_width(list(chosen)) + 0.35,
+        len(chosen) * SIDE + 0.55 + 0.17 * (-(-len(colors) // max(1, n_columns * SIDE // 1.3))),
+    )
+    ax = bare(figure.subplots())
+    gap = max(1, side // 16)
+    step = side + gap
+    canvas = np.ones((len(chosen) * step - gap, n_columns * step - gap, 3), dtype=np.float32)
+    lines = []
+    for i, picked in enumerate(chosen.values()):
+        for j, row in enumerate(picked):
+            canvas[i * step : i * step + side, j * step : j * step + side] = images[where[row]]
+            lines += [line + (j * step, i * step) for line in outlines[where[row]]]
+    ax.imshow(canvas, interpolation="nearest", extent=(0, canvas.shape[1], canvas.shape[0], 0))
+    ax.add_collection(LineCollection(lines, colors="white", linewidths=0.6, alpha=0.8))
+    ax.set_yticks([i * step + side / 2 for i in range(len(chosen))], list(chosen))
+    ax.tick_params(length=0)
+    _scale_bar(ax, sources, side, canvas.shape)
+    handles = [Patch(facecolor=color, edgecolor="#333333", linewidth=0.5, label=name) for name, color in colors.items()]
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=max(1, int(n_columns * SIDE // 1.3)), frameon=False,
+        handlelength=1, handleheight=1, handletextpad=0.5, columnspacing=1.2,
+    )  # fmt: skip
+    return figure
+
+
+def _colors(markers: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(markers, Mapping):
+        return dict(markers)
+    names = [markers] if isinstance(markers, str) else list(dict.fromkeys(markers))
+    if not names or len(names) > len(GLOW):
+        msg = f"{len(names)} markers: choose between 1 and {len(GLOW)}, more colours cannot be told apart."
+        raise ValueError(msg)
+    return dict(zip(names, ["#FFFFFF"] if len(names) == 1 else GLOW, strict=False))
+
+
+def _inside(source: CellSource) -> np.ndarray:
+    _, height, width = source.shape
+    y, x = source.centers.T
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+def _choose(
+    table: AnnData,
+    visible: np.ndarray,
+    *,
+    groupby: str | None,
+    groups: Sequence[str] | None,
+    cells: Sequence[str] | None,
+    n: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Rows of the table to show, by the label of their row of patches."""
+    if n < 1:
+        msg = f"`n` must be at least 1, got {n}."
+        raise ValueError(msg)
+    rng = np.random.default_rng(seed)
+    if cells is not None:
+        rows = table.obs_names.get_indexer([str(c) for c in cells])
+        lost = [str(c) for c, row in zip(cells, rows, strict=True) if row < 0 or not visible[row]]
+        if lost or not len(rows):
+            msg = f"{len(lost)} of {len(rows)} `cells` are not in the table or have no place in these images, such as {lost[:3]}."
+            raise KeyError(msg)
+    elif groupby is None:
+        rows = np.sort(rng.permutation(np.flatnonzero(visible))[:n])
+    else:
+        labels = labels_of(table, groupby)
+        names = list(labels[visible].cat.remove_unused_categories().cat.categories)
+        unknown = [g for g in groups or [] if str(g) not in names]
+        if unknown:
+            msg = f"No group {unknown} among the cells in these images. Available in `obs[{groupby!r}]`: {names}."
+            raise KeyError(msg)
+        labels_array = labels.astype(object).to_numpy()
+        members = {g: np.flatnonzero(visible & (labels_array == g)) for g in (map(str, groups) if groups else names)}
+        chosen = {g: np.sort(rng.permutation(rows)[:n]) for g, rows in members.items()}
+        if not chosen:
+            msg = f"No cell in these images has a group in `obs[{groupby!r}]`."
+            raise ValueError(msg)
+        return chosen
+    if not len(rows):
+        msg = "No cell to show: none of the cells has its centre in its image."
+        raise ValueError(msg)
+    # one unnamed row after another; the names differ in their number of blanks
+    return {" " * i: rows[start : start + PER_ROW] for i, start in enumerate(range(0, len(rows), PER_ROW))}
+
+
+def _read(sources: Sequence[CellSource], place: np.ndarray, side: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Windows [n, C, S, S] float32, zero beyond the image, and the outlines of the cells as lines of (x, y)."""
+    from skimage.measure import find_contours
+
+    windows = np.zeros((len(place), len(sources[0].channels), side, side), dtype=np.float32)
+    outlines: list[list[np.ndarray]] = [[] for _ in place]
+    for i, source in enumerate(sources):
+        mine = np.flatnonzero(place[:, 0] == i)
+        if not len(mine):
+            continue
+        part = source.subset(place[mine, 1])
+        order = [source.channels.index(c) for c in sources[0].channels]
+        for block in CellPatches(part, side, edge="constant"):
+            windows[mine[block.rows]] = block.windows[:, order]
+        if part.labels is None:
+            continue
+        height, width = part.shape[1:]
+        for at, instance, (y, x) in zip(mine, part.instance_ids, window_origin(part.centers, side), strict=True):
+            y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + side, height), min(x + side, width)
+            mask = np.zeros((side + 2, side + 2), dtype=bool)  # a rim of background closes the line
+            mask[y0 - y + 1 : y1 - y + 1, x0 - x + 1 : x1 - x + 1] = part.labels.read(y0, y1, x0, x1) == instance
+            outlines[at] = [np.clip(line[:, ::-1] - 0.5, 0, side) for line in find_contours(mask.astype(float), 0.5)]
+    return windows, outlines
+
+
+def _blend(windows: np.ndarray, colors: Mapping[str, str], limits: Mapping[str, tuple[float, float]]) -> np.ndarray:
+    """[n, S, S, 3] in 0…1."""
+    unknown = sorted(set(limits) - set(colors))
+    if unknown:
+        msg = f"`limits` names {unknown}, which are not among the markers shown: {list(colors)}."
+        raise KeyError(msg)
+    image = np.zeros((*windows[:, 0].shape, 3), dtype=np.float32)
+    for c, (name, color) in enumerate(colors.items()):
+        pixels = windows[:, c]
+        low, high = limits.get(name, (float(np.quantile(pixels, 0.01)), float(np.quantile(pixels, 0.997))))
+        if high <= low:  # sparse counts
+            high = max(float(pixels.max()), low + 1)
+        image += np.clip((pixels - low) / (high - low), 0, 1)[..., None] * np.asarray(to_rgb(color), dtype=np.float32)
+    return np.clip(image, 0, 1)
+
+
+def _scale_bar(ax: Axes, sources: Sequence[CellSource], side: int, canvas: tuple[int, ...]) -> None:
+    """Below the last row, as wide as about half a patch."""
+    sizes = {s.pixel_size for s in sources}
+    size = sizes.pop() if len(sizes) == 1 else None
+    length = nice_length(0.6 * side * (size or 1.0))
+    width = length / (size or 1.0)
+    y = canvas[0] + 0.1 * side
+    ax.plot([canvas[1] - width, canvas[1]], [y, y], color="black", linewidth=2, solid_capstyle="butt", clip_on=False)
+    text = f"{length:g} " + ("px" if size is None else "\N{MICRO SIGN}m")
+    ax.text(canvas[1] - width - 0.08 * side, y, text, ha="right", va="center", fontsize=7)
+    ax.set(xlim=(0, canvas[1]), ylim=(canvas[0] + 0.25 * side, 0))

@@ -115,7 +115,7 @@ def test_agreement_map_is_optional():
     figure = cy.pl.agreement(adata, "phenograph", "cluster")
     assert figure.get_suptitle().startswith("ARI 1.00")
     adata.obsm["spatial"] = np.random.default_rng(0).random((adata.n_obs, 2))
-    assert cy.pl.agreement(adata, "phenograph", "cluster").axes[1].yaxis_inverted()
+    assert cy.pl.agreement(adata, "phenograph", "cluster").axes[-1].yaxis_inverted()
     with pytest.raises(
         KeyError, match=re.escape("No 'X_tsne' in `adata.obsm`. Available: ['nextmarker_attributions', 'spatial']")
     ):

@@ -125,10 +125,10 @@ def _similar(profiles: np.ndarray) -> np.ndarray:
 
 
 def _diagonal(profiles: np.ndarray) -> np.ndarray:
-    """An order of the columns by the row where each is strongest."""
+    """An order of the columns by the row where each is strongest; those that say nothing come last."""
     profiles = np.nan_to_num(profiles)
     strength = profiles.max(axis=0)
-    return np.lexsort((-strength, profiles.argmax(axis=0)))
+    return np.lexsort((-strength, np.where(np.ptp(profiles, axis=0) > 0, profiles.argmax(axis=0), len(profiles))))
 
 
 def _draw(color: pd.DataFrame, share: pd.DataFrame, counts: np.ndarray, *, groupby: str, standardize: bool) -> Figure:
@@ -182,11 +182,11 @@ def _keys(side: Axes, drawn: object, biggest: float, *, standardize: bool, heigh
     side.text(
         0.12, 1 - 0.28 / height, "mean activation" + ("\n(z-score)" if standardize else ""), fontsize=7.5, va="bottom"
     )
-    sizes = side.inset_axes((0.0, 1 - 2.75 / height, 1, 1.0 / height))
+    sizes = side.inset_axes((0.0, 1 - 2.85 / height, 1, 1.0 / height))
     sizes.set_axis_off()
     steps = [0.25, 0.5, 0.75, 1.0]
     sizes.scatter([0.19] * 4, range(4), s=[s * biggest for s in steps], color=GREY, edgecolors=INK, linewidths=0.25)
     for i, step in enumerate(steps):
         sizes.text(0.36, i, f"{step:.0%}", va="center", fontsize=7)
     sizes.set(xlim=(0, 1), ylim=(3.6, -0.6))
-    side.text(0.12, 1 - 1.72 / height, "share of cells\nabove threshold", fontsize=7.5, va="bottom")
+    side.text(0.12, 1 - 1.82 / height, "share of cells\nabove threshold", fontsize=7.5, va="bottom")

@@ -167,7 +167,7 @@ def _panel(ax: Axes, marker: str, center: float, slope: float, pixels: np.ndarra
         edges = np.arange(0, np.ceil(high) + 1) + 0.5 if whole and high <= 40 else np.linspace(0, high, 41)
         x = np.linspace(0, high, 200)
         ax.locator_params(axis="x", nbins=3)
-    counts, edges = np.histogram(pixels, edges)
+    counts = np.histogram(pixels, edges)[0] / (np.diff(np.log(edges)) if log else 1.0)
     if counts.max():
         ax.bar(edges[:-1], counts / counts.max(), np.diff(edges), align="edge", color="#D5D5D5", linewidth=0)
     if slope > 0:

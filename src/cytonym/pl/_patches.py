@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cytonym.data.source import CellSource
 
 SIDE = 0.62  # inches of a patch
+BEYOND = 0.87  # grey of what lies beyond the image
 PER_ROW = 10  # patches in a row where cells are not grouped
 
 
@@ -117,9 +118,10 @@ def patches(
     images = _blend(windows, colors, limits or {})
     where = {row: i for i, row in enumerate(every)}
     n_columns = max(map(len, chosen.values()))
+    per_line = max(1, int((n_columns * SIDE + text_width(list(chosen))) // (text_width(list(colors)) + 0.45)))
     figure = new_figure(
-        n_columns * SIDE + text_width(list(chosen)) + 0.35,
-        len(chosen) * SIDE + 0.55 + 0.17 * (-(-len(colors) // max(1, n_columns * SIDE // 1.3))),
+        max(n_columns * SIDE + text_width(list(chosen)) + 0.45, text_width(list(colors)) + 0.6),
+        len(chosen) * SIDE + 0.5 + 0.18 * -(-len(colors) // per_line),
     )
     ax = bare(figure.subplots())
     gap = max(1, side // 16)
@@ -137,7 +139,7 @@ def patches(
     _scale_bar(ax, sources, side, canvas.shape)
     handles = [Patch(facecolor=color, edgecolor="#333333", linewidth=0.5, label=name) for name, color in colors.items()]
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=max(1, int(n_columns * SIDE // 1.3)), frameon=False,
+        handles=handles, loc="outside upper left", ncols=min(per_line, len(handles)), frameon=False,
         handlelength=1, handleheight=1, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
     return figure
@@ -204,7 +206,7 @@ def _choose(
 
 
 def _read(sources: Sequence[CellSource], place: np.ndarray, side: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """Windows [n, C, S, S] float32, zero beyond the image, and the outlines of the cells as lines of (x, y)."""
+    """Windows [n, C, S, S] float32, NaN beyond the image, and the outlines of the cells as lines of (x, y)."""
     from skimage.measure import find_contours
 
     windows = np.zeros((len(place), len(sources[0].channels), side, side), dtype=np.float32)
@@ -217,11 +219,14 @@ def _read(sources: Sequence[CellSource], place: np.ndarray, side: int) -> tuple[
         order = [source.channels.index(c) for c in sources[0].channels]
         for block in CellPatches(part, side, edge="constant"):
             windows[mine[block.rows]] = block.windows[:, order]
-        if part.labels is None:
-            continue
         height, width = part.shape[1:]
         for at, instance, (y, x) in zip(mine, part.instance_ids, window_origin(part.centers, side), strict=True):
             y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + side, height), min(x + side, width)
+            beyond = np.ones((side, side), dtype=bool)
+            beyond[y0 - y : y1 - y, x0 - x : x1 - x] = False
+            windows[at][:, beyond] = np.nan
+            if part.labels is None:
+                continue
             mask = np.zeros((side + 2, side + 2), dtype=bool)  # a rim of background closes the line
             mask[y0 - y + 1 : y1 - y + 1, x0 - x + 1 : x1 - x + 1] = part.labels.read(y0, y1, x0, x1) == instance
             outlines[at] = [np.clip(line[:, ::-1] - 0.5, 0, side) for line in find_contours(mask.astype(float), 0.5)]
@@ -237,11 +242,11 @@ def _blend(windows: np.ndarray, colors: Mapping[str, str], limits: Mapping[str, 
     image = np.zeros((*windows[:, 0].shape, 3), dtype=np.float32)
     for c, (name, color) in enumerate(colors.items()):
         pixels = windows[:, c]
-        low, high = limits.get(name, (float(np.quantile(pixels, 0.01)), float(np.quantile(pixels, 0.997))))
+        low, high = limits.get(name, (float(np.nanquantile(pixels, 0.01)), float(np.nanquantile(pixels, 0.997))))
         if high <= low:  # sparse counts
-            high = max(float(pixels.max()), low + 1)
+            high = max(float(np.nanmax(pixels)), low + 1)
         image += np.clip((pixels - low) / (high - low), 0, 1)[..., None] * np.asarray(to_rgb(color), dtype=np.float32)
-    return np.clip(image, 0, 1)
+    return np.where(np.isnan(image), BEYOND, np.clip(image, 0, 1))
 
 
 def _scale_bar(ax: Axes, sources: Sequence[CellSource], side: int, canvas: tuple[int, ...]) -> None:

@@ -26,7 +26,7 @@ GREY = "#9A9A9A"
 INK = "#333333"
 
 # Light on black and added up; neighbours in the list differ in hue and in lightness.
-GLOW = ("#2FA8FF", "#FFB000", "#FF4FA3", "#2ED98A", "#FFFFFF", "#9B7BFF", "#F0E442")
+GLOW = ("#3D7BFF", "#FFB000", "#FF4FA3", "#2ED98A", "#FFFFFF", "#9B7BFF", "#F0E442")
 
 SETTINGS: Any = {
     "font.size": 8.0,

@@ -1,0 +1,198 @@
+"""From images and cell locations to embeddings and marker attributions."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cytonym._shared import KEYS, RNG, document, seed_of
+from cytonym.data.source import resolve
+from cytonym.data.table import open_table
+from cytonym.models import registry
+from cytonym.models.checkpoint import weights_sha256
+from cytonym.tl._encoding import (
+    by_row,
+    check_cells,
+    check_model,
+    encode_cells,
+    marker_table,
+    trained_model,
+    window_side,
+)
+from cytonym.tl._fit_encoder import train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from cytonym.models.base import CellEncoder
+
+logger = logging.getLogger("cytonym")
+
+
+@document(keys=KEYS, rng=RNG)
+def embed_cells(
+    sdata: SpatialData,
+    model: str | Path | CellEncoder = "nextmarker",
+    *,
+    image_key: str | Sequence[str] | None = None,
+    labels_key: str | Sequence[str] | None = None,
+    shapes_key: str | Sequence[str] | None = None,
+    points_key: str | Sequence[str] | None = None,
+    table_key: str = "table",
+    coordinate_system: str = "global",
+    scale: str | None = None,
+    channels: Sequence[str] | None = None,
+    size_px: int | None = None,
+    size_um: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    client: Any = None,
+    rng: int | np.random.Generator | None = 0,
+    key_added: str | None = None,
+    inplace: bool = True,
+) -> AnnData | None:
+    """Embed each cell from the raw pixels around its centre, with the share of each marker.
+
+    A name of a method trains on this data first, then embeds; the cost is logged before it starts. A model, or the
+    folder of a checkpoint, embeds only: markers are matched by name, markers that the images lack are neutral.
+
+    Parameters
+    ----------
+    sdata
+        Images and cells.
+    model
+        Name of a method (`models.available()`), a trained model, or the folder of its checkpoint.
+    {keys}
+    size_px, size_um
+        Side of the window around each cell, in pixels or in micrometres, where a name trains; see `fit_encoder`.
+    steps, batch_size
+        Length of the training and cells in a step, where a name trains; by default the method's recipe.
+    device
+        `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
+    client
+        A `dask.distributed.Client` to embed on, instead of this process. The result is the same.
+    {rng}
+    key_added
+        Name of the results, `"nextmarker"` below; by default the method's.
+    inplace
+        Write into the table of `sdata`; otherwise return an annotated copy and leave `sdata` as it is.
+
+    Returns
+    -------
+    Returns `None` if `inplace=True`, else an `AnnData`. Sets the following fields of the table `sdata[table_key]`, which
+    is made where there is none. Cells of the table without a result get NaN:
+
+    `obsm["X_nextmarker"]` : f4 [cells, D]
+        Embedding, for neighbours, clusters and classifiers.
+    `obsm["nextmarker_attributions"]` : DataFrame [cells, markers]
+        One number a marker, zero for a silent one; see `get.markers`. Markers that the images lack have no column.
+    `obsm["nextmarker_features"]` : f4 [cells, C * K]
+        The K features of the first marker, then those of the second, …
+    `obsm["spatial"]` : f8 [cells, 2]
+        Centres (x, y) in the coordinate system.
+    `uns["nextmarker"]` : dict
+        `params`, `model` (class, version, hash of the weights, markers, window, pixel size), `features` (layout) and
+        `normalization`, a DataFrame of marker, center and slope.
+
+    Raises
+    ------
+    KeyError
+        An image, element, channel, table or method is unknown.
+    ValueError
+        No cells, NaN or infinite pixels, a window larger than the image, no marker in common with the model, elements
+        that are rotated against each other, or a damaged checkpoint.
+
+    Examples
+    --------
+    >>> import cytonym as cy
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0)
+    >>> cy.tl.embed_cells(sdata, steps=2, batch_size=16)
+    >>> sdata["table"].obsm["X_nextmarker"].shape
+    (40, 256)
+    """
+    sources = resolve(
+        sdata, image_key=image_key, labels_key=labels_key, shapes_key=shapes_key, points_key=points_key,
+        table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=channels,
+    )  # fmt: skip
+    n_cells = check_cells(sources)
+    rows = open_table(sdata, sources, table_key)
+    seed = seed_of(rng)
+    if _names_method(model):
+        encoder = train(
+            sources,
+            model,
+            size_px=size_px,
+            size_um=size_um,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
+        missing: list[str] = []
+    else:
+        if steps is not None or batch_size is not None:
+            msg = "`steps` and `batch_size` are about training, but a trained model only embeds. Give a method's name to train."
+            raise ValueError(msg)
+        encoder = trained_model(model)
+        missing = check_model(sources, encoder, window_side(sources, size_px, size_um))
+        if missing:
+            logger.warning("Markers of the model that the images lack, neutral in the result: %s.", missing)
+
+    logger.info("Embedding %s cells of %d images with %s.", f"{n_cells:,}", len(sources), encoder.name)
+    found = encode_cells(sources, encoder, device=device, client=client)
+    table, name = rows.table, key_added or encoder.name
+    obsm = {
+        f"X_{name}": by_row(rows, [r["embedding"] for r in found]),
+        f"{name}_attributions": marker_table(
+            table, by_row(rows, [r["attributions"] for r in found]), encoder.markers, missing
+        ),
+        f"{name}_features": by_row(rows, [r["features"] for r in found]),
+    }
+    params = {"channels": list(sources[0].channels), "images": [s.image_key for s in sources], "seed": seed}
+    uns = {name: describe(encoder, missing) | {"params": params}}
+    result = rows.write(obsm=obsm, uns=uns, inplace=inplace)
+    return None if inplace else result
+
+
+def _names_method(model: str | Path | CellEncoder) -> bool:
+    """Whether to train. A folder that happens to be called like a method must be given as a path, `./nextmarker`."""
+    if not isinstance(model, str) or model in registry.available().index:
+        return isinstance(model, str)
+    if not Path(model).exists() and "/" not in model:
+        msg = f"{model!r} is neither a method nor a folder. Methods: {sorted(registry.available().index)}."
+        raise KeyError(msg)
+    return False
+
+
+def describe(encoder: CellEncoder, missing: Sequence[str] = ()) -> dict[str, Any]:
+    """Provenance of results, in types that AnnData can write."""
+    model = {
+        "class": encoder.name,
+        "cytonym": version("cytonym"),
+        "weights_sha256": weights_sha256(encoder),
+        "markers": list(encoder.markers),
+        "window_px": encoder.window_px,
+        "pixel_size": float(encoder.provenance.get("pixel_size") or np.nan),
+    }
+    if missing:
+        model["missing_markers"] = list(missing)
+    described: dict[str, Any] = {"model": model}
+    per_marker = getattr(encoder.config, "features_per_marker", None)
+    if per_marker:
+        described["features"] = {
+            "layout": "marker-major",
+            "per_marker": int(per_marker),
+            "markers": list(encoder.markers),
+        }
+    if hasattr(encoder, "normalization"):
+        described["normalization"] = pd.DataFrame({"marker": list(encoder.markers), **encoder.normalization()})
+    return described

@@ -1,0 +1,155 @@
+"""What the verbs around an encoder share: checks before any work, and the way from cells to rows."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cytonym.data.checks import resolve_size
+from cytonym.data.patches import CellPatches
+from cytonym.learning.predict import predict
+from cytonym.models import load, registry
+from cytonym.models.base import CellEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from cytonym.data.source import CellSource
+    from cytonym.data.table import TableRows
+
+logger = logging.getLogger("cytonym")
+
+
+def window_side(sources: Sequence[CellSource], size_px: int | None, size_um: float | None) -> int | None:
+    """The side asked for, in pixels and the same in every image; None where none is asked for."""
+    if size_px is None and size_um is None:
+        return None
+    sides = {resolve_size(source, size_px, size_um): source.image_key for source in sources}
+    if len(sides) > 1:
+        msg = (
+            f"`size_um={size_um}` is a different number of pixels in different images: "
+            f"{ {image: side for side, image in sides.items()} }. Bring the images to one pixel size, or give `size_px`."
+        )
+        raise ValueError(msg)
+    return next(iter(sides))
+
+
+def check_cells(sources: Sequence[CellSource]) -> int:
+    """Number of cells with their centre in their image; at least one in every image."""
+    counts = []
+    for source in sources:
+        y, x = source.centers.T
+        _, height, width = source.shape
+        counts.append(int(((y >= 0) & (y < height) & (x >= 0) & (x < width)).sum()))
+        if not counts[-1]:
+            found = (
+                f"all {len(y):,} cells of {source.region!r} lie outside"
+                if len(y)
+                else f"{source.region!r} has no cells in"
+            )
+            msg = f"No cells: {found} image {source.image_key!r}. Check the elements and their transformations."
+            raise ValueError(msg)
+    return sum(counts)
+
+
+def check_window(sources: Sequence[CellSource], side: int) -> None:
+    """A window must fit into every image."""
+    for source in sources:
+        _, height, width = source.shape
+        if side > min(height, width):
+            msg = f"A window of {side} px is larger than image {source.image_key!r} of {height} x {width} px."
+            raise ValueError(msg)
+
+
+def common_pixel_size(sources: Sequence[CellSource]) -> float | None:
+    """Pixel size of the images, None where unknown; a warning where they differ by more than a tenth."""
+    sizes = {s.image_key: s.pixel_size for s in sources if s.pixel_size is not None}
+    if not sizes:
+        return None
+    if max(sizes.values()) > 1.1 * min(sizes.values()):
+        msg = f"The pixel sizes of the images differ: {sizes}. A window of so many pixels holds more tissue in some."
+        warnings.warn(msg, UserWarning, stacklevel=4)
+    return float(np.median(list(sizes.values())))
+
+
+def trained_model(model: str | Path | CellEncoder) -> CellEncoder:
+    """A model object, or one loaded from a checkpoint."""
+    if isinstance(model, CellEncoder):
+        return model
+    if isinstance(model, (str, Path)):
+        if not Path(model).exists() and str(model) in registry.available().index:
+            msg = f"{str(model)!r} names a method, not a trained model: give a model or the folder of a checkpoint."
+            raise ValueError(msg)
+        return load(model)
+    msg = f"`model` must be a model or the folder of a checkpoint, got {type(model).__name__}."
+    raise TypeError(msg)
+
+
+def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:
+    """Window, pixel size and panel of a trained model against the images. Returns the markers that the images lack."""
+    if size is not None and size != model.window_px:
+        msg = f"The model reads windows of {model.window_px} px, not {size}: leave the size out."
+        raise ValueError(msg)
+    check_window(sources, model.window_px)
+    trained_at = model.provenance.get("pixel_size")
+    for source in sources:
+        if trained_at and source.pixel_size and not 1 / 1.1 <= source.pixel_size / trained_at <= 1.1:
+            msg = (
+                f"The model was trained on pixels of {trained_at:.3g}, image {source.image_key!r} has pixels of "
+                f"{source.pixel_size:.3g}: cells appear at another size than the model knows. Rescale the image."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=3)
+    missing: set[str] = set()
+    for source in sources:
+        lacking = set(model.markers) - set(source.channels)
+        if len(lacking) == len(model.markers):
+            msg = (
+                f"Image {source.image_key!r} has none of the model's markers. Channels: {list(source.channels)}. "
+                f"Markers: {list(model.markers)}."
+            )
+            raise ValueError(msg)
+        missing |= lacking
+    return [m for m in model.markers if m in missing]
+
+
+def encode_cells(
+    sources: Sequence[CellSource],
+    model: CellEncoder,
+    *,
+    batch_size: int = 1024,
+    device: str = "auto",
+    client: Any = None,
+) -> list[dict[str, np.ndarray]]:
+    """`embedding`, `attributions` and `features` of the cells of each source, NaN for cells outside the image."""
+    results = []
+    known = set(model.markers)
+    for source in sources:
+        used = [i for i, channel in enumerate(source.channels) if channel in known]  # read no other channel
+        markers = tuple(source.channels[i] for i in used)
+        part = replace(source, channels=markers, channel_index=source.channel_index[used])
+        blocks = CellPatches(part, model.window_px, batch_size=batch_size)
+        results.append(predict(model, blocks, n_rows=len(source.instance_ids), device=device, markers=markers))
+    return results
+
+
+def by_row(rows: TableRows, results: Sequence[np.ndarray]) -> np.ndarray:
+    """Results of the sources' cells at the rows of the table [n_obs, …], NaN where there is none."""
+    out = np.full((rows.table.n_obs, *results[0].shape[1:]), np.nan, dtype=results[0].dtype)
+    for at, values in zip(rows.rows, results, strict=True):
+        found = at >= 0
+        out[at[found]] = values[found]
+    return out
+
+
+def marker_table(adata: AnnData, values: np.ndarray, markers: Sequence[str], missing: Sequence[str]) -> pd.DataFrame:
+    """A DataFrame for `obsm`: one column a marker that the images have."""
+    frame = pd.DataFrame(values, index=adata.obs_names, columns=list(markers))
+    return frame.drop(columns=list(missing))

@@ -1,0 +1,248 @@
+"""Train an encoder on the cells of one or many samples."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, is_dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spatialdata import SpatialData
+
+from cytonym._shared import KEYS, RNG, document, seed_of
+from cytonym.data.loader import TrainingWindows, channel_statistics
+from cytonym.data.source import resolve
+from cytonym.learning.fit import fit
+from cytonym.learning.views import ViewConfig
+from cytonym.models import registry
+from cytonym.models.base import CellEncoder
+from cytonym.tl._encoding import check_cells, check_window, common_pixel_size, window_side
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cytonym.data.source import CellSource
+    from cytonym.models.base import Recipe
+
+logger = logging.getLogger("cytonym")
+
+
+@document(keys=KEYS, rng=RNG)
+def fit_encoder(
+    data: SpatialData | Sequence[SpatialData],
+    model: str | CellEncoder | Any = "nextmarker",
+    *,
+    image_key: str | Sequence[str] | None = None,
+    labels_key: str | Sequence[str] | None = None,
+    shapes_key: str | Sequence[str] | None = None,
+    points_key: str | Sequence[str] | None = None,
+    table_key: str = "table",
+    coordinate_system: str = "global",
+    scale: str | None = None,
+    channels: Sequence[str] | None = None,
+    size_px: int | None = None,
+    size_um: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    views: int | ViewConfig | None = None,
+    rng: int | np.random.Generator | None = 0,
+    device: str = "auto",
+    checkpoint_dir: str | Path | None = None,
+    trainer_kwargs: dict[str, Any] | None = None,
+) -> CellEncoder:
+    """Train an encoder without labels, on the cells of one object or of many.
+
+    Everything is checked before training starts. Every image counts the same, whatever its number of cells. Channels are matched
+    by name, so their order may differ between images; their names may not.
+
+    Parameters
+    ----------
+    data
+        One object or a list of them, all with the same keys.
+    model
+        Name of a method (`models.available()`), the config of one such as `models.NeXtMarkerConfig(...)`, or a model
+        to train further, which is not changed itself.
+    {keys}
+    size_px, size_um
+        Side of the window around each cell, in pixels or in micrometres (where the image's pixel size is known). Default:
+        the method's own, 10 pixels for NeXtMarker, meant for pixels of about 1 micrometre.
+    steps, batch_size
+        Length of the training and cells in a step. Default: the method's recipe.
+    views
+        Number of views of each cell, or a `learning.views.ViewConfig` that says all about them. Default: the recipe's.
+    {rng}
+    device
+        `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
+    checkpoint_dir
+        Folder for the state of the training. After an interrupt the same call goes on from there and ends at the same
+        weights as without it.
+    trainer_kwargs
+        Passed to `lightning.Trainer`: precision, devices, strategy, loggers.
+
+    Returns
+    -------
+    CellEncoder
+        Trained, on the CPU, with its `history` and `provenance`. `models.save` writes it.
+
+    Raises
+    ------
+    KeyError
+        An image, element, channel, table or method is unknown.
+    ValueError
+        No cells, NaN or infinite pixels, a window larger than an image, different panels, elements that are rotated
+        against each other.
+
+    Examples
+    --------
+    >>> import cytonym as cy
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0)
+    >>> model = cy.tl.fit_encoder(sdata, steps=2, batch_size=16)
+    >>> len(model.history)
+    2
+    """
+    samples = [data] if isinstance(data, SpatialData) else list(data)
+    if not samples or not all(isinstance(s, SpatialData) for s in samples):
+        kinds = [type(s).__name__ for s in samples]
+        msg = f"`data` must be a SpatialData object or a list with at least one of them, got {kinds}."
+        raise TypeError(msg)
+    sources = [
+        source
+        for sdata in samples
+        for source in resolve(
+            sdata, image_key=image_key, labels_key=labels_key, shapes_key=shapes_key, points_key=points_key,
+            table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=channels,
+        )
+    ]  # fmt: skip
+    return train(
+        sources, model, size_px=size_px, size_um=size_um, steps=steps, batch_size=batch_size, views=views,
+        seed=seed_of(rng), device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
+    )  # fmt: skip
+
+
+def train(
+    sources: list[CellSource],
+    model: str | CellEncoder | Any,
+    *,
+    size_px: int | None,
+    size_um: float | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int,
+    device: str,
+    views: int | ViewConfig | None = None,
+    checkpoint_dir: str | Path | None = None,
+    trainer_kwargs: dict[str, Any] | None = None,
+) -> CellEncoder:
+    """The training behind `fit_encoder` and `embed_cells`, once the cells are known."""
+    cls, config = _method(model)
+    side = window_side(sources, size_px, size_um)
+    if side is not None and side != config.window_px:
+        if isinstance(model, CellEncoder):
+            msg = (
+                f"The model reads windows of {config.window_px} px, not {side}: leave the size out to train it further."
+            )
+            raise ValueError(msg)
+        config = replace(config, window_px=side)
+    recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
+    n_cells = check_cells(sources)
+    check_window(sources, config.window_px)
+    pixel_size = common_pixel_size(sources)
+
+    statistics = channel_statistics(sources, quantile=0.9, seed=seed)
+    markers = sources[0].channels
+    silent = [m for m, share in zip(markers, statistics["nonzero"], strict=True) if share == 0]
+    if silent:
+        logger.warning("Channels without any signal, neutral in the result: %s.", silent)
+    network = _network(model, cls, config, markers, statistics["quantile"], seed)
+    logger.info(
+        "Training %s on %s cells of %d images, %d markers: %d steps of %d cells, %d views of %d px each. "
+        "The progress bar tells the time left; `steps` shortens it.",
+        cls.name, f"{n_cells:,}", len(sources), len(markers), recipe.steps, recipe.batch_size, recipe.views.n_views,
+        config.window_px,
+    )  # fmt: skip
+
+    reach = min(recipe.views.source_px(), *(min(s.shape[1:]) for s in sources))
+    windows = partial(TrainingWindows, sources, reach, batch_size=recipe.batch_size, steps=recipe.steps, seed=seed)
+    network = fit(
+        network, lambda start_step: windows(start_step=start_step), recipe, seed=seed, device=device,
+        checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
+    )  # fmt: skip
+    network.provenance = {
+        "cytonym": version("cytonym"),
+        "seed": seed,
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "views": asdict(recipe.views),
+        "n_cells": n_cells,
+        "images": [s.image_key for s in sources],
+        "pixel_size": pixel_size,
+        "silent_markers": silent,
+    }
+    return network
+
+
+def _method(model: str | CellEncoder | Any) -> tuple[type[CellEncoder], Any]:
+    """Class and config of a name, a config or a model."""
+    if isinstance(model, str):
+        cls = registry.get(model)
+        return cls, cls.Config()
+    if isinstance(model, CellEncoder):
+        return type(model), model.config
+    if is_dataclass(model) and not isinstance(model, type):
+        for name in registry.available().index:
+            cls = registry.get(str(name))
+            if cls.Config is type(model):
+                return cls, model
+    names = sorted(registry.available().index)
+    msg = f"`model` must be one of {names}, the config of a method or a CellEncoder, got {type(model).__name__}."
+    raise TypeError(msg)
+
+
+def _network(
+    model: Any, cls: type[CellEncoder], config: Any, markers: Sequence[str], quantiles: np.ndarray, seed: int
+) -> CellEncoder:
+    if not isinstance(model, CellEncoder):
+        return cls.from_statistics(markers, quantiles, config, seed=seed)
+    if set(model.markers) != set(markers):
+        only_model, only_data = sorted(set(model.markers) - set(markers)), sorted(set(markers) - set(model.markers))
+        msg = (
+            "To train a model further its panel must be that of the images. "
+            f"Only in the model: {only_model}; only in the images: {only_data}. `channels` selects."
+        )
+        raise ValueError(msg)
+    network = cls(model.markers, config)
+    network.load_state_dict(model.state_dict())
+    return network
+
+
+def _recipe(
+    model: CellEncoder | type[CellEncoder],
+    window_px: int,
+    steps: int | None,
+    batch_size: int | None,
+    views: int | ViewConfig | None,
+) -> Recipe:
+    recipe = model.recipe
+    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2)):
+        if value is not None:
+            if value < least:
+                msg = f"`{name}` must be at least {least}, got {value}."
+                raise ValueError(msg)
+            recipe = replace(recipe, **{name: int(value)})
+    if isinstance(views, ViewConfig):
+        return replace(recipe, views=views)
+    chosen = recipe.views
+    if max(chosen.window_px) != window_px:
+        chosen = replace(chosen, window_px=(window_px,))
+    if views is not None:
+        if isinstance(views, bool) or not isinstance(views, (int, np.integer)):
+            msg = f"`views` must be the number of views or a ViewConfig, got {type(views).__name__}."
+            raise TypeError(msg)
+        if views < 2 or views % len(chosen.window_px):
+            msg = f"`views` must be at least 2 and a multiple of the {len(chosen.window_px)} window sizes, got {views}."
+            raise ValueError(msg)
+        chosen = replace(chosen, views_per_size=int(views) // len(chosen.window_px))
+    return replace(recipe, views=chosen)

@@ -1,0 +1,280 @@
+"""embed_cells and fit_encoder: what is written where, and that it depends on the pixels, the model and the seed only."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, TableModel
+from spatialdata.transformations import Scale
+
+import cytonym as cy
+from cytonym.learning.views import ViewConfig
+
+torch.set_num_threads(1)
+FAST = {"steps": 2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cy.models.NeXtMarker.from_statistics(["DNA", "CD3", "CD20"], [40.0, 20.0, 20.0], seed=0).eval()
+
+
+def frames(table: ad.AnnData, name: str = "nextmarker") -> tuple[np.ndarray, pd.DataFrame]:
+    return table.obsm[f"X_{name}"], table.obsm[f"{name}_attributions"]
+
+
+def test_what_is_written(tissue):
+    sdata = tissue()
+    assert cy.tl.embed_cells(sdata, **FAST) is None
+    table = sdata["table"]
+    assert table.n_obs == 25
+    assert table.obs["region"].unique().tolist() == ["cells"]
+    assert table.obsm["X_nextmarker"].shape == (25, 256)
+    assert table.obsm["X_nextmarker"].dtype == np.float32
+    attributions = table.obsm["nextmarker_attributions"]
+    assert list(attributions) == ["DNA", "CD3", "CD20"]
+    assert list(attributions.index) == list(table.obs_names)
+    assert (attributions.dtypes == np.float32).all()
+    assert table.obsm["nextmarker_features"].shape == (25, 24)
+    np.testing.assert_allclose(table.obsm["spatial"][0], [6, 6], atol=0.51)
+    uns = table.uns["nextmarker"]
+    assert list(uns["normalization"].columns) == ["marker", "center", "slope"]
+    assert list(uns["model"]["markers"]) == ["DNA", "CD3", "CD20"]
+    assert uns["model"]["class"] == "nextmarker"
+    assert uns["features"]["per_marker"] == 8
+    assert uns["params"]["seed"] == 0
+    features = table.obsm["nextmarker_features"].reshape(25, 3, 8)
+    np.testing.assert_allclose(features.mean(2), attributions, rtol=1e-5, atol=1e-6)
+
+
+def test_attributions_know_the_positive_cells(tissue, model):
+    table = cy.tl.embed_cells(tissue(), model, inplace=False)
+    ids = table.obs["instance_id"].to_numpy()
+    attributions = table.obsm["nextmarker_attributions"]
+    positive = ids % 2 == 1  # instance 1, 3, … carry the first of the two
+    assert attributions["CD3"][positive].min() > attributions["CD3"][~positive].max()
+    assert attributions["CD20"][~positive].min() > attributions["CD20"][positive].max()
+
+
+def test_round_trip_on_disk(tissue, model, tmp_path):
+    import spatialdata as sd
+
+    sdata = tissue()
+    cy.tl.embed_cells(sdata, model)
+    sdata.write(tmp_path / "t.zarr")
+    back = sd.read_zarr(tmp_path / "t.zarr")["table"]
+    table = sdata["table"]
+    np.testing.assert_array_equal(back.obsm["X_nextmarker"], table.obsm["X_nextmarker"])
+    pd.testing.assert_frame_equal(
+        back.obsm["nextmarker_attributions"], table.obsm["nextmarker_attributions"], check_names=False
+    )
+    assert [str(m) for m in back.uns["nextmarker"]["model"]["markers"]] == ["DNA", "CD3", "CD20"]
+    assert back.uns["nextmarker"]["normalization"]["center"].tolist() == pytest.approx([20, 10, 10])
+
+
+def test_same_seed_same_bytes(tissue):
+    first = cy.tl.embed_cells(tissue(), rng=3, inplace=False, **FAST)
+    again = cy.tl.embed_cells(tissue(), rng=3, inplace=False, **FAST)
+    other = cy.tl.embed_cells(tissue(), rng=4, inplace=False, **FAST)
+    np.testing.assert_array_equal(first.obsm["X_nextmarker"], again.obsm["X_nextmarker"])
+    assert not np.array_equal(first.obsm["X_nextmarker"], other.obsm["X_nextmarker"])
+
+
+def test_global_seeds_are_left_alone(tissue):
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    cy.tl.embed_cells(tissue(), **FAST)
+    torch.testing.assert_close(torch.rand(3), expected[0], rtol=0, atol=0)
+    np.testing.assert_array_equal(np.random.rand(3), expected[1])  # noqa: NPY002
+
+
+def test_chunks_and_batches_do_not_matter(tissue, model):
+    sdata = tissue()
+    whole = cy.tl.embed_cells(sdata, model, inplace=False)
+    pixels = sdata["image"]
+    sdata.images["image"] = Image2DModel.parse(
+        np.asarray(pixels), dims=("c", "y", "x"), c_coords=list(pixels.coords["c"].values), chunks=(1, 17, 23)
+    )
+    tiled = cy.tl.embed_cells(sdata, model, inplace=False)
+    for a, b in zip(frames(whole), frames(tiled), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    from cytonym.data.source import resolve
+    from cytonym.tl._encoding import encode_cells
+
+    few, many = (encode_cells(resolve(sdata), model, batch_size=n)[0] for n in (3, 1000))
+    for name in few:
+        np.testing.assert_allclose(few[name], many[name], atol=1e-5)
+
+
+def test_row_order_and_other_rows_do_not_matter(tissue, model):
+    sdata = tissue()
+    expected = cy.tl.embed_cells(sdata, model, inplace=False)
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(np.arange(1, 30))  # 26…29 are not in the image
+    obs = pd.DataFrame({"region": pd.Categorical(["cells"] * 29), "instance_id": ids}, index=[f"c{i}" for i in ids])
+    table = ad.AnnData(np.ones((29, 1), "f4"), obs=obs)
+    sdata["mine"] = TableModel.parse(table, region="cells", region_key="region", instance_key="instance_id")
+    cy.tl.embed_cells(sdata, model, table_key="mine")
+    mine = sdata["mine"]
+    assert list(mine.obs["instance_id"]) == list(ids)
+    by_id = pd.DataFrame(expected.obsm["X_nextmarker"], index=expected.obs["instance_id"])
+    np.testing.assert_allclose(mine.obsm["X_nextmarker"], by_id.reindex(ids).to_numpy(), atol=1e-5)
+    assert np.isnan(mine.obsm["X_nextmarker"]).all(1).tolist() == (ids > 25).tolist()
+    assert mine.obsm["nextmarker_attributions"].isna().all(axis=1).tolist() == (ids > 25).tolist()
+
+
+def test_path_and_object_only_predict(tissue, model, tmp_path):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    by_object = cy.tl.embed_cells(tissue(), model, key_added="mine", inplace=False)
+    cy.models.save(model, tmp_path / "panel")
+    by_path = cy.tl.embed_cells(tissue(), tmp_path / "panel", key_added="mine", inplace=False)
+    as_text = cy.tl.embed_cells(tissue(), str(tmp_path / "panel"), key_added="mine", inplace=False)
+    for table in (by_path, as_text):
+        np.testing.assert_array_equal(table.obsm["X_mine"], by_object.obsm["X_mine"])
+    for k, v in model.state_dict().items():
+        torch.testing.assert_close(v, before[k], rtol=0, atol=0)
+    assert by_path.uns["mine"]["model"]["weights_sha256"] == by_object.uns["mine"]["model"]["weights_sha256"]
+
+
+def test_inplace_false_leaves_sdata_alone(tissue, model):
+    sdata = tissue()
+    table = cy.tl.embed_cells(sdata, model, inplace=False)
+    assert "table" not in sdata.tables
+    sdata["table"] = table
+    again = cy.tl.embed_cells(sdata, model, key_added="second", inplace=False)
+    assert "X_second" in again.obsm
+    assert "X_second" not in sdata["table"].obsm
+
+
+def test_panel_is_matched_by_name(tissue, model, caplog):
+    expected = cy.tl.embed_cells(tissue(), model, inplace=False)
+    sdata = tissue()
+    pixels = np.asarray(sdata["image"])
+    turned = np.stack([pixels[2], pixels[0] * 0 + 9, pixels[1], pixels[0]])
+    sdata.images["image"] = Image2DModel.parse(turned, dims=("c", "y", "x"), c_coords=["CD20", "extra", "CD3", "DNA"])
+    found = cy.tl.embed_cells(sdata, model, inplace=False)
+    np.testing.assert_allclose(found.obsm["X_nextmarker"], expected.obsm["X_nextmarker"], atol=1e-5)
+    pd.testing.assert_frame_equal(frames(found)[1], frames(expected)[1], atol=1e-5)
+
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        lacking = cy.tl.embed_cells(tissue(), model, channels=["CD3", "DNA"], inplace=False)
+    assert "['CD20']" in caplog.text
+    assert list(frames(lacking)[1]) == ["DNA", "CD3"]
+    pd.testing.assert_frame_equal(frames(lacking)[1], frames(expected)[1][["DNA", "CD3"]], atol=1e-5)
+    assert lacking.uns["nextmarker"]["model"]["missing_markers"] == ["CD20"]
+    features = lacking.obsm["nextmarker_features"].reshape(25, 3, 8)
+    assert (features[:, 2] == 0).all()
+
+
+def test_many_samples_train_one_encoder(tissue):
+    samples = [tissue(n_side=3, seed=1), tissue(n_side=5, seed=2, markers=["DNA", "CD3", "CD20"])]
+    model = cy.tl.fit_encoder(samples, views=4, **FAST)
+    assert model.markers == ("DNA", "CD3", "CD20")
+    assert len(model.history) == 2
+    assert model.provenance["n_cells"] == 34
+    assert model.provenance["images"] == ["image", "image"]
+    assert model.provenance["views"]["views_per_size"] == 4
+    assert not model.training
+    for sdata in samples:
+        cy.tl.embed_cells(sdata, model)
+        assert np.isfinite(sdata["table"].obsm["X_nextmarker"]).all()
+
+
+def test_sizes_views_and_configs(tissue):
+    sdata = tissue()
+    assert cy.tl.fit_encoder(sdata, size_px=8, **FAST).window_px == 8
+    config = cy.models.NeXtMarkerConfig(window_px=6, features_per_marker=2)
+    model = cy.tl.fit_encoder(sdata, config, views=ViewConfig(window_px=(6, 5)), **FAST)
+    assert (model.window_px, model.config.features_per_marker) == (6, 2)
+    for element in (sdata["image"], sdata["cells"]):
+        from spatialdata.transformations import set_transformation
+
+        set_transformation(element, Scale([0.5, 0.5], axes=("x", "y")), "global")
+    assert cy.tl.fit_encoder(sdata, size_um=5.0, **FAST).window_px == 10
+    assert cy.tl.fit_encoder(sdata, **FAST).provenance["pixel_size"] == pytest.approx(0.5)
+
+
+def test_training_further_starts_from_the_model(tissue, model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    further = cy.tl.fit_encoder(tissue(), model, **FAST)
+    assert further is not model
+    for k, v in model.state_dict().items():
+        torch.testing.assert_close(v, before[k], rtol=0, atol=0)
+    moved = max(float((v - before[k]).abs().max()) for k, v in further.state_dict().items())
+    assert 0 < moved < 0.1
+
+
+def test_several_images_share_one_table(tissue, model):
+    one, two = tissue(n_side=3, seed=1), tissue(n_side=4, seed=2, names=("image2", "cells2"))
+    both = SpatialData(images={**one.images, **two.images}, labels={**one.labels, **two.labels})
+    cy.tl.embed_cells(both, model, image_key=["image", "image2"], labels_key=["cells", "cells2"])
+    table = both["table"]
+    assert table.obs["region"].value_counts().to_dict() == {"cells2": 16, "cells": 9}
+    alone = cy.tl.embed_cells(two, model, inplace=False)
+    part = table[table.obs["region"] == "cells2"]
+    np.testing.assert_allclose(part.obsm["X_nextmarker"], alone.obsm["X_nextmarker"], atol=1e-5)
+
+
+def test_costs_are_logged_before_training(tissue, caplog):
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        cy.tl.fit_encoder(tissue(), **FAST)
+    assert "Training nextmarker on 25 cells of 1 images, 3 markers: 2 steps of 8 cells" in caplog.text
+
+
+def test_silent_channels_are_reported_and_neutral(tissue, caplog):
+    sdata = tissue()
+    pixels = np.asarray(sdata["image"]).copy()
+    pixels[1] = 0
+    sdata.images["image"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["DNA", "CD3", "CD20"])
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        cy.tl.embed_cells(sdata, **FAST)
+    assert "Channels without any signal, neutral in the result: ['CD3']" in caplog.text
+    assert (sdata["table"].obsm["nextmarker_attributions"]["CD3"] == 0).all()
+    assert np.isfinite(sdata["table"].obsm["X_nextmarker"]).all()
+
+
+def test_cells_at_the_border_and_outside(tissue, model):
+    sdata = tissue()
+    height = sdata["image"].shape[1]
+    from spatialdata.models import PointsModel
+
+    xy = np.array([[0.2, 0.2], [height - 0.1, 5.0], [30.0, 30.0], [-4.0, 3.0], [np.nan, 3.0]])
+    sdata["centers"] = PointsModel.parse(xy)
+    with pytest.warns(UserWarning, match="outside"):
+        table = cy.tl.embed_cells(sdata, model, points_key="centers", inplace=False)
+    found = np.isfinite(table.obsm["X_nextmarker"]).all(1)
+    assert found.tolist() == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("method", ["activation", "gradient", "occlusion"])
+def test_explain_cells_writes_one_contract(tissue, model, method):
+    sdata = tissue()
+    cy.tl.embed_cells(sdata, model)
+    assert cy.tl.explain_cells(sdata, model, method=method) is None
+    frame = sdata["table"].obsm[f"nextmarker_{method}"]
+    assert list(frame) == ["DNA", "CD3", "CD20"]
+    assert list(frame.index) == list(sdata["table"].obs_names)
+    assert (frame.dtypes == np.float32).all()
+    assert frame.notna().all(axis=None)
+    assert sdata["table"].uns[f"nextmarker_{method}"]["params"]["method"] == method
+    if method == "activation":
+        pd.testing.assert_frame_equal(frame, sdata["table"].obsm["nextmarker_attributions"], atol=1e-5)
+    assert list(cy.get.markers(sdata["table"], f"nextmarker_{method}").var_names) == ["DNA", "CD3", "CD20"]
+
+
+def test_dask_gives_the_same(tissue, model):
+    distributed = pytest.importorskip("distributed")
+    sdata = tissue()
+    expected = cy.tl.embed_cells(sdata, model, inplace=False)
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        found = cy.tl.embed_cells(sdata, model, client=client, inplace=False)
+    np.testing.assert_allclose(found.obsm["X_nextmarker"], expected.obsm["X_nextmarker"], atol=1e-5)

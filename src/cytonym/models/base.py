@@ -58,6 +58,9 @@ class CellEncoder(nn.Module):
     def __init__(self, markers: Sequence[str], config: Any) -> None:
         super().__init__()
         self.markers: tuple[str, ...] = tuple(str(m) for m in markers)
+        if not self.markers or len(set(self.markers)) < len(self.markers):
+            msg = f"A model needs at least one marker and every name once, got {list(self.markers)}."
+            raise ValueError(msg)
         self.config = config
         self.history: list[dict[str, float]] = []
         """One row a logged training step: step, loss, learning_rate, … Filled by `learning.fit`."""
@@ -80,3 +83,12 @@ class CellEncoder(nn.Module):
     def config_dict(self) -> dict[str, Any]:
         """The config as plain types."""
         return asdict(self.config)
+
+    @classmethod
+    def config_from_dict(cls, values: dict[str, Any]) -> Any:
+        """The config from what `config_dict` gave, also after a trip through JSON, which makes lists of tuples."""
+        return cls.Config(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -91,10 +91,8 @@ def label_centroids(labels: Any) -> tuple[np.ndarray, np.ndarray]:
 def _blocks(labels: Any) -> Iterator[tuple[int, int, np.ndarray]]:
     height, width = labels.shape
     chunks = getattr(labels, "chunks", None) or (BLOCK_PX, BLOCK_PX)
-    sides = [c if isinstance(c, int) else max(c, default=1) for c in chunks]
-    step_y, step_x = (
-        max(1, BLOCK_PX // side) * side if side < BLOCK_PX else side for side in map(lambda s: max(1, s), sides)
-    )
+    sides = [max(1, c if isinstance(c, int) else max(c, default=1)) for c in chunks]
+    step_y, step_x = (side * max(1, BLOCK_PX // side) for side in sides)
     for y in range(0, height, step_y):
         for x in range(0, width, step_x):
             block = labels[y : y + step_y, x : x + step_x]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,6 +18,8 @@ from cytonym.data.chunks import zarr_behind
 from cytonym.data.labels import LabelGrid, label_centroids
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
     from spatialdata import SpatialData
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import ArrayLike
+
     from cytonym.learning.views import ViewConfig
 
 
@@ -66,6 +69,17 @@ class CellEncoder(nn.Module):
         """One row a logged training step: step, loss, learning_rate, … Filled by `learning.fit`."""
         self.provenance: dict[str, Any] = {}
         """Plain types: pixel size of the training data, seed, steps, sample names, package version."""
+
+    @classmethod
+    def from_statistics(
+        cls, markers: Sequence[str], quantiles: ArrayLike, config: Any = None, *, seed: int = 0
+    ) -> CellEncoder:
+        """A new network for data with these 90th percentiles of the non-zero pixels [C]; 0 for a marker without any."""
+        raise NotImplementedError
+
+    def normalization(self) -> dict[str, np.ndarray]:
+        """Learned sigmoids in raw units, {"center": [C], "slope": [C]}; empty where a method learns none."""
+        return {}
 
     @property
     def window_px(self) -> int:

@@ -65,7 +65,9 @@ def canvas_of(figure) -> np.ndarray:
 
 def test_patches_show_the_cells_with_one_contrast(sdata):
     names = list(sdata["table"].obs_names)
-    figure = cy.pl.patches(sdata, {"A": "#ff0000", "B": "#0000ff"}, cells=[names[8], names[3]], size_px=10, limits={"A": (0, 100)})
+    figure = cy.pl.patches(
+        sdata, {"A": "#ff0000", "B": "#0000ff"}, cells=[names[8], names[3]], size_px=10, limits={"A": (0, 100)}
+    )
     image = canvas_of(figure)
     assert image.shape == (10, 21, 3)
     assert image[5, 5, 0] == pytest.approx(0.9)  # cell 9 of ten steps

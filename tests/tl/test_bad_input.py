@@ -75,7 +75,7 @@ def test_no_cells(tissue):
     sdata = tissue()
     size = sdata["cells"].shape
     sdata.labels["cells"] = Labels2DModel.parse(np.zeros(size, np.int32), dims=("y", "x"))
-    fails(ValueError, "no cells", sdata)
+    fails(ValueError, "No cells", sdata)
 
 
 def test_all_cells_outside(tissue):

@@ -128,15 +128,9 @@ def embed_cells(
     seed = seed_of(rng)
     if _names_method(model):
         encoder = train(
-            sources,
-            model,
-            size_px=size_px,
-            size_um=size_um,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
+            sources, model, n_cells=n_cells, size_px=size_px, size_um=size_um, steps=steps, batch_size=batch_size,
+            seed=seed, device=device,
+        )  # fmt: skip
         missing: list[str] = []
     else:
         if steps is not None or batch_size is not None:
@@ -193,6 +187,7 @@ def describe(encoder: CellEncoder, missing: Sequence[str] = ()) -> dict[str, Any
             "per_marker": int(per_marker),
             "markers": list(encoder.markers),
         }
-    if hasattr(encoder, "normalization"):
-        described["normalization"] = pd.DataFrame({"marker": list(encoder.markers), **encoder.normalization()})
+    curves = encoder.normalization()
+    if curves:
+        described["normalization"] = pd.DataFrame({"marker": list(encoder.markers), **curves})
     return described

@@ -43,21 +43,23 @@ def window_side(sources: Sequence[CellSource], size_px: int | None, size_um: flo
 
 
 def check_cells(sources: Sequence[CellSource]) -> int:
-    """Number of cells with their centre in their image; at least one in every image."""
-    counts = []
+    """Number of cells with their centre in their image, at least one in each; a warning counts the others."""
+    inside = outside = 0
     for source in sources:
         y, x = source.centers.T
         _, height, width = source.shape
-        counts.append(int(((y >= 0) & (y < height) & (x >= 0) & (x < width)).sum()))
-        if not counts[-1]:
+        here = int(((y >= 0) & (y < height) & (x >= 0) & (x < width)).sum())
+        if not here:
             found = (
-                f"all {len(y):,} cells of {source.region!r} lie outside"
-                if len(y)
-                else f"{source.region!r} has no cells in"
+                f"all {len(y):,} cells of {source.region!r} lie outside" if len(y) else f"{source.region!r} is empty in"
             )
             msg = f"No cells: {found} image {source.image_key!r}. Check the elements and their transformations."
             raise ValueError(msg)
-    return sum(counts)
+        inside, outside = inside + here, outside + len(y) - here
+    if outside:
+        msg = f"{outside:,} of {inside + outside:,} cells have their centre outside their image: they get NaN."
+        warnings.warn(msg, UserWarning, stacklevel=3)
+    return inside
 
 
 def check_window(sources: Sequence[CellSource], side: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cytonym._shared import KEYS, document
 from cytonym.data.source import resolve
@@ -126,10 +126,11 @@ class Explainer(CellEncoder):
     """An encoder whose attributions are explanations of another's embedding."""
 
     name: ClassVar[str] = "explainer"
+    encoder: CellEncoder
 
     def __init__(self, encoder: CellEncoder, method: str) -> None:
         super().__init__(encoder.markers, encoder.config)
-        self.encoder: nn.Module = encoder
+        self.encoder = encoder
         self.method = method
 
     def encode(self, windows: Tensor) -> Encoding:

@@ -117,8 +117,8 @@ def fit_encoder(
         )
     ]  # fmt: skip
     return train(
-        sources, model, size_px=size_px, size_um=size_um, steps=steps, batch_size=batch_size, views=views,
-        seed=seed_of(rng), device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
+        sources, model, n_cells=check_cells(sources), size_px=size_px, size_um=size_um, steps=steps,
+        batch_size=batch_size, views=views, seed=seed_of(rng), device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
     )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def train(
     sources: list[CellSource],
     model: str | CellEncoder | Any,
     *,
+    n_cells: int,
     size_px: int | None,
     size_um: float | None,
     steps: int | None,
@@ -147,7 +148,6 @@ def train(
             raise ValueError(msg)
         config = replace(config, window_px=side)
     recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
-    n_cells = check_cells(sources)
     check_window(sources, config.window_px)
     pixel_size = common_pixel_size(sources)
 
@@ -225,13 +225,15 @@ def _recipe(
     batch_size: int | None,
     views: int | ViewConfig | None,
 ) -> Recipe:
-    recipe = model.recipe
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2)):
-        if value is not None:
-            if value < least:
-                msg = f"`{name}` must be at least {least}, got {value}."
-                raise ValueError(msg)
-            recipe = replace(recipe, **{name: int(value)})
+        if value is not None and value < least:
+            msg = f"`{name}` must be at least {least}, got {value}."
+            raise ValueError(msg)
+    recipe = replace(
+        model.recipe,
+        steps=model.recipe.steps if steps is None else int(steps),
+        batch_size=model.recipe.batch_size if batch_size is None else int(batch_size),
+    )
     if isinstance(views, ViewConfig):
         return replace(recipe, views=views)
     chosen = recipe.views

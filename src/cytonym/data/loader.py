@@ -68,7 +68,7 @@ class TrainingWindows(IterableDataset):
     --------
     >>> import cytonym as cy
     >>> from cytonym.data.source import resolve
-    >>> sources = resolve(cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0))
+    >>> sources = resolve(cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0))
     >>> batches = TrainingWindows(sources, 9, batch_size=16, steps=3, seed=0)
     >>> [tuple(batch.shape[2:]) for batch in batches]
     [(9, 9), (9, 9), (9, 9)]
@@ -267,7 +267,7 @@ def channel_statistics(
     --------
     >>> import cytonym as cy
     >>> from cytonym.data.source import resolve
-    >>> statistics = channel_statistics(resolve(cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0)))
+    >>> statistics = channel_statistics(resolve(cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0)))
     >>> sorted(statistics)
     ['max', 'nonzero', 'quantile']
     """

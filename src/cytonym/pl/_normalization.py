@@ -72,7 +72,7 @@ def normalization(
     Examples
     --------
     >>> import cytonym as cy
-    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0)
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0)
     >>> cy.tl.embed_cells(sdata, steps=2, batch_size=16)
     >>> figure = cy.pl.normalization(sdata)
     """

@@ -93,7 +93,7 @@ def patches(
     Examples
     --------
     >>> import cytonym as cy
-    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=96, seed=0)
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=96, rng=0)
     >>> names = cy.tl.channel_names(sdata)[:2]
     >>> figure = cy.pl.patches(sdata, names, n=4, size_px=16)
     """

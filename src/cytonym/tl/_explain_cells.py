@@ -95,7 +95,7 @@ def explain_cells(
     Examples
     --------
     >>> import cytonym as cy
-    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0)
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0)
     >>> model = cy.tl.fit_encoder(sdata, steps=2, batch_size=16)
     >>> cy.tl.explain_cells(sdata, model, method="occlusion")
     >>> bool((sdata["table"].obsm["nextmarker_occlusion"] >= 0).all(axis=None))

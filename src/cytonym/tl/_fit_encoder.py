@@ -98,7 +98,7 @@ def fit_encoder(
     Examples
     --------
     >>> import cytonym as cy
-    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, seed=0)
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0)
     >>> model = cy.tl.fit_encoder(sdata, steps=2, batch_size=16)
     >>> len(model.history)
     2

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cytonym.data.chunks import zarr_behind
+from cytonym.data.chunks import available_threads, zarr_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK_PX = 2048  # least side of a block where an array has no chunks, or very small ones
+TIE = 1e-6  # pixels; a position on the border of two labels' pixels goes to the upper one, whichever way it was rounded
 
 
 class LabelGrid:
@@ -38,21 +40,20 @@ class LabelGrid:
         (xx, xy, tx), (yx, yy, ty) = self.to_labels[:2]
         image_y, image_x = np.arange(y0, y1) + 0.5, np.arange(x0, x1) + 0.5
         if abs(yx) > abs(yy):  # the label image lies on its side
-            found = self._at(np.floor(yx * image_x + ty), np.floor(xy * image_y + tx)).T
+            found = self._at(yx * image_x + ty, xy * image_y + tx).T
         else:
-            found = self._at(np.floor(yy * image_y + ty), np.floor(xx * image_x + tx))
+            found = self._at(yy * image_y + ty, xx * image_x + tx)
         return np.ascontiguousarray(found)
 
-    def _at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        rows, columns = rows.astype(np.int64), columns.astype(np.int64)
+    def _at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        rows, columns = (np.floor(at + TIE).astype(np.int64) for at in (y, x))
         height, width = self.labels.shape
         inside_y, inside_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
         out = np.zeros((len(rows), len(columns)), dtype=self.labels.dtype)
         if inside_y.any() and inside_x.any():
             rows, columns = rows[inside_y], columns[inside_x]
             top, left = rows.min(), columns.min()
-            part = self.labels[int(top) : int(rows.max()) + 1, int(left) : int(columns.max()) + 1]
-            part = np.asarray(part.compute(scheduler="synchronous") if hasattr(part, "compute") else part)
+            part = _read(self.labels, slice(int(top), int(rows.max()) + 1), slice(int(left), int(columns.max()) + 1))
             out[np.ix_(inside_y, inside_x)] = part[np.ix_(rows - top, columns - left)]
         return out
 
@@ -78,7 +79,13 @@ def label_centroids(labels: Any) -> tuple[np.ndarray, np.ndarray]:
     ([7], [[2.0, 1.0]])
     """
     stored = zarr_behind(labels)
-    parts = [_block_sums(block, y, x) for y, x, block in _blocks(labels if stored is None else stored)]
+    array = labels if stored is None else stored
+
+    def of_box(box: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+        return _block_sums(_read(array, *box), box[0].start, box[1].start)
+
+    with ThreadPoolExecutor(available_threads(), thread_name_prefix="cytonym-labels") as pool:
+        parts = list(pool.map(of_box, _boxes(array)))
     found = [part for part in parts if len(part[0])]
     if not found:
         return np.empty(0, dtype=labels.dtype), np.empty((0, 2))
@@ -88,15 +95,20 @@ def label_centroids(labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.column_stack([x, y]) / area[:, None]
 
 
-def _blocks(labels: Any) -> Iterator[tuple[int, int, np.ndarray]]:
+def _read(array: Any, rows: slice, columns: slice) -> np.ndarray:
+    part = array[rows, columns]
+    return np.asarray(part.compute(scheduler="synchronous") if hasattr(part, "compute") else part)
+
+
+def _boxes(labels: Any) -> Iterator[tuple[slice, slice]]:
+    """Boxes of whole chunks that together cover the array."""
     height, width = labels.shape
     chunks = getattr(labels, "chunks", None) or (BLOCK_PX, BLOCK_PX)
     sides = [max(1, c if isinstance(c, int) else max(c, default=1)) for c in chunks]
     step_y, step_x = (side * max(1, BLOCK_PX // side) for side in sides)
     for y in range(0, height, step_y):
         for x in range(0, width, step_x):
-            block = labels[y : y + step_y, x : x + step_x]
-            yield y, x, np.asarray(block.compute(scheduler="synchronous") if hasattr(block, "compute") else block)
+            yield slice(y, min(y + step_y, height)), slice(x, min(x + step_x, width))
 
 
 def _block_sums(block: np.ndarray, y0: int, x0: int) -> tuple[np.ndarray, np.ndarray]:

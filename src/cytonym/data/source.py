@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +14,7 @@ from cytonym.data import transforms
 from cytonym.data.checks import require_key
 from cytonym.data.chunks import zarr_behind
 from cytonym.data.labels import LabelGrid, label_centroids
+from cytonym.data.pairing import image_keys, pair_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from spatialdata import SpatialData
 
-    Kind = Literal["labels", "shapes", "points"]
-    Keys = str | Sequence[str] | None
-
-KINDS: tuple[Kind, ...] = ("labels", "shapes", "points")
-# What names of elements of one field may end in: "core3_image", "core3_cell_mask" and "core3_centers" belong together.
-SUFFIX = re.compile(
-    r"[_\-. ]*(images?|img|raw|labels?|masks?|cells?|nuclei|centers|centroids|points|shapes|circles)$", re.I
-)
+    from cytonym.data.pairing import Keys, Kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +104,17 @@ def resolve(
 
     Returns
     -------
-    One `CellSource` an image, in the order of the keys, or else of the table's regions or of the elements.
+    One `CellSource` a pair of an image and the element that names cells in it, in the order of the images where these are
+    given, or else of the cell keys, of the table's regions or of the elements. One image may hold several elements, such as
+    the regions of a slide.
 
     Raises
     ------
     KeyError
         A key, channel or level is unknown; the message lists what there is.
     ValueError
-        The answer is not unique, there are no cells, channel names repeat, or an element is rotated or sheared.
+        The answer is not unique, there are no cells, ids or channel names repeat, or an element is rotated or sheared, not
+        two-dimensional, or not in the coordinate system.
     TypeError
         Channels are given as numbers.
 
@@ -134,8 +129,12 @@ def resolve(
     >>> source.instance_ids.tolist(), source.centers.tolist()
     ([7], [[8.0, 8.0]])
     """
-    pairs = _pairs(sdata, image_key, {"labels": labels_key, "shapes": shapes_key, "points": points_key}, table_key)
-    return [_source(sdata, image, kind, cells, coordinate_system, scale, channels) for image, kind, cells in pairs]
+    cell_keys: dict[Kind, Keys] = {"labels": labels_key, "shapes": shapes_key, "points": points_key}
+    pairs = pair_up(sdata, image_key, cell_keys, table_key, coordinate_system)
+    images = {
+        key: _image(sdata, key, coordinate_system, scale, channels) for key in dict.fromkeys(pair[0] for pair in pairs)
+    }
+    return [_source(images[image], sdata, kind, cells, coordinate_system) for image, kind, cells in pairs]
 
 
 def image_sources(
@@ -159,185 +158,107 @@ def image_sources(
     -------
     One `CellSource` an image, with no cells and an empty `region`.
     """
-    keys = _as_list(image_key) or list(sdata.images)
-    _require_images(sdata, keys)
-    empty = np.empty((0, 2))
-    return [
-        _on_image(sdata, key, coordinate_system, scale, channels)(
-            region="", kind="points", instance_ids=np.empty(0, dtype=np.int64), spatial=empty, labels=None
-        )
-        for key in keys
-    ]
-
-
-# ------------------------------------------------------------------------------------------ which image, which cells
-def _pairs(
-    sdata: SpatialData, image_key: Keys, cell_keys: dict[Kind, Keys], table_key: str
-) -> list[tuple[str, Kind, str]]:
-    given = {kind: _as_list(key) for kind, key in cell_keys.items() if key is not None}
-    if len(given) > 1:
-        msg = f"Exactly one of labels, shapes and points names the cells, got {[f'{kind}_key' for kind in given]}."
-        raise ValueError(msg)
-    images = _as_list(image_key)
-    _require_images(sdata, images)
-    if given:
-        kind, names = next(iter(given.items()))
-        for name in names:
-            require_key(name, getattr(sdata, kind), f"{kind} element", f"sdata.{kind}")
-        cells = [(kind, name) for name in names]
-    else:
-        cells = _candidates(sdata, table_key)
-    if given and image_key is not None:
-        if len(images) != len(cells):
-            msg = (
-                f"Images and cells pair up one by one, got {len(images)} images {images} and {len(cells)} elements "
-                f"{[name for _, name in cells]}."
-            )
-            raise ValueError(msg)
-        return [(image, *cell) for image, cell in zip(images, cells, strict=True)]
-    every = images or list(sdata.images)
-    if len(every) == len(cells) == 1:
-        return [(every[0], *cells[0])]
-    return _by_name(every, cells, images_given=bool(images), cells_given=bool(given))
-
-
-def _candidates(sdata: SpatialData, table_key: str) -> list[tuple[Kind, str]]:
-    """Elements that can name cells: those that the table annotates, or else all there are."""
-    elements = [(kind, str(name)) for kind in KINDS for name in getattr(sdata, kind)]
-    if table_key in sdata.tables:
-        regions = sdata.tables[table_key].uns.get("spatialdata_attrs", {}).get("region") or []
-        wanted = [str(r) for r in ([regions] if isinstance(regions, str) else regions)]
-        annotated = [(kind, name) for region in wanted for kind, name in elements if name == region]
-        if wanted and not annotated:
-            msg = (
-                f"Table {table_key!r} annotates {wanted}, but sdata has no such labels, shapes or points. "
-                f"Available: {[name for _, name in elements]}."
-            )
-            raise ValueError(msg)
-        if annotated:
-            return annotated
-    if not elements:
-        msg = (
-            "No cells: sdata has no labels, shapes or points. Add a mask or centres (io.from_arrays, io.read_tiffs), or "
-            "find the cells with pp.find_cells."
-        )
-        raise ValueError(msg)
-    return elements
-
-
-def _by_name(
-    images: list[str], cells: list[tuple[Kind, str]], *, images_given: bool, cells_given: bool
-) -> list[tuple[str, Kind, str]]:
-    """Pair images and cells whose names share a stem; every one that was asked for needs exactly one partner."""
-    of_stem: dict[str, list[tuple[Kind, str]]] = defaultdict(list)
-    for kind, name in cells:
-        of_stem[_stem(name)].append((kind, name))
-    partners = {image: of_stem.get(_stem(image), []) for image in images}
-    names = [name for _, name in cells]
-    paired = [name for found in partners.values() for _, name in found]
-    complete = all(len(found) == 1 for found in partners.values()) and len(set(paired)) == len(paired)
-    if complete and (images_given or set(paired) == set(names)):
-        order = {name: i for i, name in enumerate(names)}
-        pairs = [(image, *found[0]) for image, found in partners.items()]
-        return pairs if images_given else sorted(pairs, key=lambda pair: order[pair[2]])
-    if len(images) == 1 and not cells_given:
-        msg = (
-            f"Several elements could name the cells of image {images[0]!r}: {names}. "
-            "Choose one with `labels_key`, `shapes_key` or `points_key`."
-        )
-    elif len(cells) == 1 and not images_given:
-        msg = f"sdata has several images: {images}. Choose the one of {names[0]!r} with `image_key`."
-    else:
-        msg = (
-            f"Which cells belong to which image is not clear: images {images}, cells {names}. Give `image_key` and one of "
-            "`labels_key`, `shapes_key` and `points_key`, as sequences that pair up."
-        )
-    raise ValueError(msg)
-
-
-def _stem(name: str) -> str:
-    stem, before = name, None
-    while stem != before:
-        before, stem = stem, SUFFIX.sub("", stem)
-    return stem
-
-
-def _as_list(keys: Keys) -> list[str]:
-    if keys is None:
-        return []
-    return [keys] if isinstance(keys, str) else [str(key) for key in keys]
-
-
-def _require_images(sdata: SpatialData, keys: list[str]) -> None:
-    if not len(sdata.images):
-        msg = "sdata has no image. Add one, for instance with io.from_arrays or io.read_tiffs."
-        raise ValueError(msg)
+    keys = image_keys(sdata, image_key, coordinate_system)
+    nothing, nowhere = np.empty(0, dtype=np.int64), np.empty((0, 2))
+    sources = []
     for key in keys:
-        require_key(key, sdata.images, "image", "sdata.images")
+        image = _image(sdata, key, coordinate_system, scale, channels)
+        sources.append(_on_image(image, "", "points", nothing, nowhere, None))
+    return sources
 
 
 # --------------------------------------------------------------------------------------------------- one image's cells
-def _source(
-    sdata: SpatialData, image_key: str, kind: Kind, region: str, system: str, scale: str | None, channels: Any
-) -> CellSource:
-    build = _on_image(sdata, image_key, system, scale, channels)
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """One level of an image, checked."""
+
+    key: str
+    pixels: Any
+    channels: tuple[str, ...]
+    channel_index: np.ndarray
+    to_system: np.ndarray
+    pixel_size: float | None
+
+
+def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: str) -> CellSource:
     element = getattr(sdata, kind)[region]
+    grid = None
     if kind == "labels":
         element = _full_resolution(element)
+        _require_labels(element, region)
     to_system = transforms.matrix(element, region, system)
     if kind == "labels":
+        to_labels = transforms.between(image.to_system, to_system)
+        transforms.require_axis_aligned(to_labels, f"Labels {region!r}, seen from image {image.key!r},")
+        _, height, width = image.pixels.shape
+        grid = LabelGrid(element.data, (int(height), int(width)), to_labels)
         ids, points = label_centroids(element.data)
     elif kind == "shapes":
         centroids = element.geometry.centroid
         ids, points = element.index.to_numpy(), np.column_stack([centroids.x, centroids.y])
     else:
-        frame = element[["x", "y"]].compute()
-        ids, points = frame.index.to_numpy(), frame.to_numpy(dtype=np.float64)
+        ids, points = _ids_and_points(element)
     if not len(ids):
-        msg = f"No cells: {kind} element {region!r} of image {image_key!r} is empty."
+        msg = f"No cells: {kind} element {region!r} of image {image.key!r} is empty: no cells in it."
         raise ValueError(msg)
     if pd.Index(ids).has_duplicates:
         twice = pd.Index(ids)[pd.Index(ids).duplicated()].unique()[:5].tolist()
         msg = f"Ids of {kind} element {region!r} repeat: {twice}. Each cell needs one id."
         raise ValueError(msg)
-    labels = (element, to_system) if kind == "labels" else None
-    return build(region=region, kind=kind, instance_ids=ids, spatial=transforms.apply(to_system, points), labels=labels)
+    return _on_image(image, region, kind, ids, transforms.apply(to_system, points), grid)
 
 
-def _on_image(sdata: SpatialData, image_key: str, system: str, scale: str | None, channels: Any) -> Any:
-    """Check one image; returns the function that places cells, given in the coordinate system, on its pixel grid."""
-    image = _level(sdata.images[image_key], image_key, scale)
-    names, index = _channels(image, image_key, channels)
-    to_system = transforms.matrix(image, image_key, system)
-    transforms.require_axis_aligned(to_system, f"Image {image_key!r}")
-    to_pixels = np.linalg.inv(to_system)
-    side = np.abs(to_system[:2, :2]).sum(axis=0)  # of a pixel along its own x and y
-    known = not transforms.is_identity(image, image_key, system) and np.isclose(side[0], side[1], rtol=0.01)
-    stored = zarr_behind(image.data)
+def _on_image(
+    image: _Image, region: str, kind: Kind, ids: np.ndarray, spatial: np.ndarray, labels: LabelGrid | None
+) -> CellSource:
+    """Cells at points (x, y) of the coordinate system, put onto the image's pixel grid."""
+    to_pixels = transforms.between(np.eye(3), image.to_system)
+    return CellSource(
+        image_key=image.key,
+        region=region,
+        kind=kind,
+        pixels=image.pixels,
+        channels=image.channels,
+        channel_index=image.channel_index,
+        instance_ids=ids,
+        centers=np.ascontiguousarray(transforms.snap(transforms.apply(to_pixels, spatial))[:, ::-1]),
+        spatial=spatial,
+        pixel_size=image.pixel_size,
+        labels=labels,
+    )
 
-    def build(
-        *, region: str, kind: Kind, instance_ids: np.ndarray, spatial: np.ndarray, labels: tuple[Any, np.ndarray] | None
-    ) -> CellSource:
-        grid = None
-        if labels is not None:
-            to_labels = np.linalg.inv(labels[1]) @ to_system
-            transforms.require_axis_aligned(to_labels, f"Labels {region!r}, seen from image {image_key!r},")
-            grid = LabelGrid(labels[0].data, (image.shape[1], image.shape[2]), to_labels)
-        return CellSource(
-            image_key=image_key,
-            region=region,
-            kind=kind,
-            pixels=image.data if stored is None else stored,
-            channels=names,
-            channel_index=index,
-            instance_ids=instance_ids,
-            centers=np.ascontiguousarray(transforms.apply(to_pixels, spatial)[:, ::-1]),
-            spatial=spatial,
-            pixel_size=float(side.mean()) if known else None,
-            labels=grid,
-        )
 
-    return build
+def _ids_and_points(element: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Points are named by their index, as in spatialdata's joins; where it repeats, by the column they declare."""
+    column = element.attrs.get("spatialdata_attrs", {}).get("instance_key")
+    frame = element[["x", "y"] if column is None else ["x", "y", column]].compute()
+    ids = frame[column] if column is not None and frame.index.has_duplicates else frame.index
+    return ids.to_numpy(), frame[["x", "y"]].to_numpy(dtype=np.float64)
+
+
+def _require_labels(labels: DataArray, key: str) -> None:
+    if tuple(labels.dims) != ("y", "x"):
+        msg = f"Labels {key!r} have axes {tuple(labels.dims)}; only ('y', 'x') can name the cells of an image."
+        raise ValueError(msg)
+    if labels.dtype.kind not in "iu":
+        msg = f"Labels {key!r} must hold integers, one number a cell, got {labels.dtype}."
+        raise ValueError(msg)
+
+
+def _image(sdata: SpatialData, key: str, system: str, scale: str | None, channels: Any) -> _Image:
+    element = sdata.images[key]
+    level = _level(element, key, scale)
+    if tuple(level.dims) != ("c", "y", "x"):
+        msg = f"Image {key!r} has axes {tuple(level.dims)}; only ('c', 'y', 'x') is read. Project it along z first."
+        raise ValueError(msg)
+    names, index = _channels(level, key, channels)
+    to_system = transforms.matrix(level, key, system)
+    transforms.require_axis_aligned(to_system, f"Image {key!r}")
+    sides = transforms.pixel_size(element, key, system, to_system)
+    square = sides is not None and np.isclose(*sides, rtol=0.01)  # levels of a pyramid are not exactly square
+    stored = zarr_behind(level.data)
+    pixels = level.data if stored is None else stored
+    return _Image(key, pixels, names, index, to_system, float(np.mean(sides)) if sides and square else None)
 
 
 def _level(image: DataArray | DataTree, key: str, scale: str | None) -> DataArray:

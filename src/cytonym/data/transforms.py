@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spatialdata.transformations import BaseTransformation, Identity, get_transformation
+from spatialdata.transformations import Affine, BaseTransformation, Scale, Sequence, get_transformation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -35,14 +35,63 @@ def matrix(element: Any, key: str, coordinate_system: str) -> np.ndarray:
     return np.asarray(found.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
 
 
-def is_identity(element: Any, key: str, coordinate_system: str) -> bool:
-    """Whether nothing is said about the element's scale. A `Scale` by 1 says something."""
-    return isinstance(transformation(element, key, coordinate_system), Identity)
+def pixel_size(element: Any, key: str, coordinate_system: str, affine: np.ndarray) -> tuple[float, float] | None:
+    """Sides (along y, along x) of an image's pixel in the coordinate system, None where nothing says how long they are.
+
+    Parameters
+    ----------
+    element
+        The image; the whole pyramid where it has several levels.
+    key, coordinate_system
+        As in `matrix`.
+    affine
+        Matrix of the level that is read.
+
+    Notes
+    -----
+    An identity or a shift says nothing about the length of a pixel; a `Scale` does, also one by 1.
+    """
+    if not _says_scale(transformation(element, key, coordinate_system)):
+        return None
+    along_x, along_y = np.hypot(affine[0, :2], affine[1, :2])
+    return float(along_y), float(along_x)
+
+
+def _says_scale(found: BaseTransformation) -> bool:
+    if isinstance(found, Sequence):
+        return any(_says_scale(part) for part in found.transformations)
+    if isinstance(found, Affine):
+        linear = found.to_affine_matrix(("x", "y"), ("x", "y"))[:2, :2]
+        return not np.allclose(linear.T @ linear, np.eye(2))
+    return isinstance(found, Scale)
 
 
 def apply(affine: np.ndarray, points: ArrayLike) -> np.ndarray:
     """Map points (x, y) [N, 2]."""
     return np.asarray(points, dtype=np.float64) @ affine[:2, :2].T + affine[:2, 2]
+
+
+def between(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Matrix from the coordinates of one element to those of another, given the matrices of both to one system.
+
+    Raises
+    ------
+    ValueError
+        The target's matrix cannot be inverted.
+    """
+    if not np.isfinite(target).all() or abs(np.linalg.det(target)) < 1e-300:
+        msg = f"A transformation squeezes the plane flat, its matrix is {target.tolist()}. Set another one."
+        raise ValueError(msg)
+    return np.linalg.inv(target) @ source
+
+
+def snap(positions: np.ndarray) -> np.ndarray:
+    """Pixel positions, put onto the border of a pixel where rounding in the matrices moved them off it by a hair.
+
+    A centre at 8.0 that comes back as 7.9999999999 would fall into another pixel.
+    """
+    border = np.rint(positions)
+    return np.where(np.abs(positions - border) < 1e-6, border, positions)
 
 
 def is_axis_aligned(affine: np.ndarray) -> bool:

@@ -151,7 +151,7 @@ def _draw(color: pd.DataFrame, share: pd.DataFrame, counts: np.ndarray, *, group
         top = max(float(np.nanquantile(np.abs(numbers), 0.98)), 0.5)
         style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
     else:
-        style = {"cmap": "viridis_r", "vmin": min(0.0, float(np.nanmin(numbers))), "vmax": float(np.nanmax(numbers))}
+        style = {"cmap": "YlGnBu", "vmin": min(0.0, float(np.nanmin(numbers))), "vmax": float(np.nanmax(numbers))}
     y, x = np.meshgrid(np.arange(n_markers), np.arange(n_groups))
     drawn = dots.scatter(
         x.ravel(), y.ravel(), s=share.to_numpy().ravel() * biggest, c=numbers.ravel(),

@@ -164,7 +164,8 @@ def _panel(ax: Axes, marker: str, center: float, slope: float, pixels: np.ndarra
         ax.minorticks_off()
     else:
         low = 0.0
-        edges = np.arange(0, np.ceil(high) + 1) + 0.5 if whole and high <= 40 else np.linspace(0, high, 41)
+        step = max(1, np.ceil(high / 40)) if whole else high / 40  # as many whole numbers in each bin
+        edges = np.arange(0, high + step, step) + (0.5 if whole else 0.0)
         x = np.linspace(0, high, 200)
         ax.locator_params(axis="x", nbins=3)
     counts = np.histogram(pixels, edges)[0] / (np.diff(np.log(edges)) if log else 1.0)

@@ -93,9 +93,8 @@ def patches(
     Examples
     --------
     >>> import cytonym as cy
-    >>> sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=96, rng=0)
-    >>> names = cy.tl.channel_names(sdata)[:2]
-    >>> figure = cy.pl.patches(sdata, names, n=4, size_px=16)
+    >>> sdata = cy.datasets.tissue_phantom(n_cells=40)
+    >>> figure = cy.pl.patches(sdata, ["CD3", "CD20"], groupby="cell_type", n=4, size_px=16)
     """
     colors = _colors(markers)
     if cells is not None and groupby is not None:

@@ -91,7 +91,7 @@ def simple(**elements) -> SpatialData:
 def test_windows_are_those_cut_by_hand(turn, kind, size, shift):
     store, matrix = TURNS[turn]
     stored = np.ascontiguousarray(store(WORLD))
-    to_system = Sequence([Scale([size, size], axes=("x", "y")), Translation(shift, axes=("x", "y"))])
+    to_system = Sequence([Scale([size, size], axes=("x", "y")), Translation(list(shift), axes=("x", "y"))])
     sdata = SpatialData.init_from_elements(
         {"image": image(stored, Sequence([affine(matrix), to_system])), "cells": element(kind, to_system)}
     )
@@ -122,7 +122,7 @@ def test_windows_are_those_cut_by_hand(turn, kind, size, shift):
 )
 def test_labels_of_any_grid_are_read_at_the_centres_of_the_images_pixels(own, its, factors, shift):
     """Against one pixel after another through spatialdata's own matrices."""
-    place = Sequence([affine(TURNS[own][1]), Scale(factors, ("x", "y")), Translation(shift, ("x", "y"))])
+    place = Sequence([affine(TURNS[own][1]), Scale(list(factors), ("x", "y")), Translation(list(shift), ("x", "y"))])
     sdata = SpatialData.init_from_elements({"image": image(place=affine(TURNS[its][1])), "cells": labels(place=place)})
     [source] = resolve(sdata)
     to_system = affine(TURNS[its][1]).to_affine_matrix(("x", "y"), ("x", "y"))

@@ -31,7 +31,9 @@ def annotate(path):
     table = sdata["table"]
     table.obs["state"] = "new"
     table.obsm["X_model"] = np.arange(6, dtype=np.float32).reshape(2, 3)
-    table.obsm["model_attributions"] = pd.DataFrame({"DNA": [1.0, 2.0], "Granzyme B": [0.0, 1.0]}, index=table.obs_names)
+    table.obsm["model_attributions"] = pd.DataFrame(
+        {"DNA": [1.0, 2.0], "Granzyme B": [0.0, 1.0]}, index=table.obs_names
+    )
     return sdata
 
 

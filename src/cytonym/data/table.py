@@ -47,7 +47,7 @@ class TableRows:
         Parameters
         ----------
         obs, obsm
-            Values for every row of `table`, in its order; a DataFrame must have its index.
+            Values for every row of `table`, in its order; a Series or DataFrame must have its index.
         uns
             Plain entries.
         inplace
@@ -60,23 +60,27 @@ class TableRows:
         Raises
         ------
         ValueError
-            A value has another number of rows than the table.
+            A value has another number of rows than the table, or another index. Nothing is written then.
         """
-        for key, value in {**(obs or {}), **(obsm or {})}.items():
+        for key, value in [*(obs or {}).items(), *(obsm or {}).items()]:
             if len(value) != self.table.n_obs:
                 msg = f"{key!r} has {len(value)} rows, but the table has {self.table.n_obs}."
                 raise ValueError(msg)
-        target = self.table if inplace else self.table.copy()
+            if isinstance(value, (pd.Series, pd.DataFrame)) and not value.index.equals(self.table.obs_names):
+                msg = f"{key!r} has another index than the table: {list(value.index[:3])}… against {list(self.table.obs_names[:3])}…"
+                raise ValueError(msg)
+        view = self.table.is_view  # writing into a view would copy it with a warning
+        target = self.table if inplace and not view else self.table.copy()
         if "spatial" not in target.obsm:
             target.obsm["spatial"] = self.spatial
         for key, value in (obs or {}).items():
-            target.obs[key] = value.to_numpy() if isinstance(value, pd.Series) and value.dtype != "category" else value
+            target.obs[key] = value
         for key, value in (obsm or {}).items():
             target.obsm[key] = value
         for key, value in (uns or {}).items():
             target.uns[key] = value
-        if inplace and self.table_key not in self.sdata.tables:
-            self.sdata[self.table_key] = target
+        if inplace and (view or self.table_key not in self.sdata.tables):
+            _attach(self.sdata, self.table_key, target)
         return target
 
 
@@ -124,6 +128,12 @@ def open_table(sdata: SpatialData, sources: Sequence[CellSource], table_key: str
     return TableRows(sdata, table_key, table, rows, spatial)
 
 
+def _attach(sdata: SpatialData, table_key: str, table: AnnData) -> None:
+    if table_key in sdata.tables:
+        del sdata.tables[table_key]
+    sdata.tables[table_key] = table
+
+
 def _regions(table: AnnData) -> list[str]:
     regions = table.uns.get("spatialdata_attrs", {}).get("region") or []
     return [str(r) for r in ([regions] if isinstance(regions, str) else regions)]
@@ -162,8 +172,8 @@ def _new_table(sources: Sequence[CellSource]) -> AnnData:
         raise ValueError(msg)
     region = np.repeat(regions, [len(source.instance_ids) for source in sources])
     instance = np.concatenate([source.instance_ids for source in sources])
-    if instance.dtype.kind == "u":
-        instance = instance.astype(np.int64)
+    if instance.dtype.kind in "iu" and (instance <= np.iinfo(np.int64).max).all():
+        instance = instance.astype(np.int64)  # spatialdata allows no 8-bit ids
     obs = pd.DataFrame(
         {REGION_KEY: pd.Categorical(region, categories=regions), INSTANCE_KEY: instance},
         index=[f"{r}_{i}" for r, i in zip(region, instance, strict=True)],

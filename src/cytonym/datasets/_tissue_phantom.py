@@ -168,7 +168,9 @@ def tissue_phantom(
     rows = open_table(sdata, resolve(sdata))
     known = pd.concat(truth).reindex(rows.table.obs_names)  # a cell that its neighbours cover has no pixel
     rows.write(
-        obs={name: known[name].astype("category") if known[name].dtype == object else known[name] for name in known}
+        obs={
+            str(name): known[name].astype("category") if known[name].dtype == object else known[name] for name in known
+        }
     )
     if path is not None:
         sdata.write_element("table")

@@ -40,6 +40,9 @@ class ViewConfig:
         Largest shift of the centre along each axis, in pixels: detected centres are never exact. Not in the paper.
     pixel_noise
         Standard deviation of the logarithm of a factor on each pixel. Not in the paper.
+    pixel_dropout
+        Share of pixels set to 0, the rest brightened to keep the mean: two views then share less of their noise. Not
+        in the paper.
     marker_dropout
         Probability that a marker is silenced. Not in the paper.
     interpolation
@@ -61,6 +64,7 @@ class ViewConfig:
     intensity: tuple[float, float] = (0.9, 1.1)
     translation_px: float = 0.5
     pixel_noise: float = 0.0
+    pixel_dropout: float = 0.0
     marker_dropout: float = 0.0
     interpolation: str = "bilinear"
 
@@ -168,6 +172,9 @@ def _stain(view: Tensor, config: ViewConfig, generator: torch.Generator) -> Tens
     if config.pixel_noise:
         noise = torch.randn(view.shape, generator=generator, device=view.device, dtype=view.dtype)
         view = view * (config.pixel_noise * noise).exp()
+    if config.pixel_dropout:
+        kept = _uniform(tuple(view.shape), 0, 1, view, generator) >= config.pixel_dropout
+        view = view * kept / (1 - config.pixel_dropout)
     if config.marker_dropout:
         view = view * (_uniform((n, c, 1, 1), 0, 1, view, generator) >= config.marker_dropout)
     return view

@@ -155,7 +155,7 @@ class NeXtMarker(CellEncoder):
         self.stem = nn.Parameter(torch.empty(c, side * side, k))
         self.expand = nn.Parameter(torch.empty(c, k, hidden))
         self.project = nn.Parameter(torch.empty(c, hidden, k))
-        self.mix = nn.Linear(c * k, config.embedding_dim)
+        self.mix = nn.utils.skip_init(nn.Linear, c * k, config.embedding_dim)
 
     @classmethod
     def from_statistics(

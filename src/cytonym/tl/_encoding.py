@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from cytonym.data.checks import resolve_size
-from cytonym.data.patches import CellPatches
-from cytonym.learning.predict import predict
+from cytonym.data.patches import Block, CellPatches
+from cytonym.learning.predict import predict, predict_distributed
 from cytonym.models import load, registry
 from cytonym.models.base import CellEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cytonym.data.table import TableRows
 
 logger = logging.getLogger("cytonym")
+
+BAND_PX = 2048
+"""Least length of the piece of an image that one task of a cluster embeds."""
 
 
 def window_side(sources: Sequence[CellSource], size_px: int | None, size_um: float | None) -> int | None:
@@ -137,9 +140,47 @@ def encode_cells(
         used = [i for i, channel in enumerate(source.channels) if channel in known]  # read no other channel
         markers = tuple(source.channels[i] for i in used)
         part = replace(source, channels=markers, channel_index=source.channel_index[used])
-        blocks = CellPatches(part, model.window_px, batch_size=batch_size)
-        results.append(predict(model, blocks, n_rows=len(source.instance_ids), device=device, markers=markers))
+        shared: dict[str, Any] = {"n_rows": len(source.instance_ids), "markers": markers, "device": device}
+        if client is None:
+            blocks = CellPatches(part, model.window_px, batch_size=batch_size)
+            results.append(predict(model, blocks, n_cells=len(blocks), **shared))
+        else:
+            tasks = [_Cells(part, rows, model.window_px, batch_size) for rows in _bands(part)]
+            results.append(predict_distributed(model, tasks, client, **shared))
     return results
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Windows of some rows of a source, read where this is called. An image in a store travels by its path."""
+
+    source: CellSource
+    rows: np.ndarray
+    size_px: int
+    batch_size: int
+
+    def __call__(self) -> Iterator[Block]:
+        for block in CellPatches(self.source.subset(self.rows), self.size_px, batch_size=self.batch_size):
+            yield Block(self.rows[block.rows], block.windows)
+
+
+def _bands(source: CellSource) -> list[np.ndarray]:
+    """Rows of the cells in each band of the image, along its longer side. Bands end where chunks end."""
+    shape = source.pixels.shape[1:]
+    axis = int(np.argmax(shape))
+    chunks = getattr(source.pixels, "chunks", None)
+    length = (
+        shape[axis]
+        if chunks is None
+        else chunks[axis + 1]
+        if isinstance(chunks[axis + 1], int)
+        else chunks[axis + 1][0]
+    )
+    position = source.centers[:, axis]
+    band = np.floor(
+        np.where(np.isfinite(position), position, -1) / max(int(length), BAND_PX // int(length) * int(length))
+    )
+    return [np.flatnonzero(band == b) for b in np.unique(band)]
 
 
 def by_row(rows: TableRows, results: Sequence[np.ndarray]) -> np.ndarray:

@@ -52,11 +52,11 @@ def explain_cells(
     `"activation"`
         The model's own attributions: what the features of the marker see in this cell.
     `"gradient"`
-        Integrated gradients (Sundararajan et al. 2017) of the embedding along its own direction, u = F(x) / |F(x)|, on
+        Integrated gradients (Sundararajan et al. 2017) of the embedding along its own direction, u = F(x) / norm(F(x)), on
         the straight path from 0 to x, added up over the marker's pixels. Signed; the sum over markers is the change
         u · (F(x) - F(0)). How much the marker contributes to the embedding.
     `"occlusion"`
-        |F(x) - F(x without this marker)|: how far the cell would move if the marker were silent. Never negative.
+        norm(F(x) - F(x without this marker)): how far the cell would move if the marker were silent. Never negative.
 
     Parameters
     ----------

@@ -69,7 +69,7 @@ def find_fields(images: Paths, masks: Paths | None, centers: Paths | None, cells
         _assign(found, "centers", beside["centers"], IS_CENTERS, strict=False)
     if cells is not None:
         tables = listed(cells, is_csv, "CSV")
-        if len(tables) == 1 and len(found.fields) > 1:
+        if len(tables) == 1 and len(found.fields) > 1 and _match(_plain(tables[0]), found.fields, IS_CELLS) is None:
             found.cells = tables
         else:
             _assign(found, "cells", tables, IS_CELLS, strict=True, every=False)

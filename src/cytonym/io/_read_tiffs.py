@@ -98,9 +98,12 @@ def read_tiffs(
     >>> sdata["table"].obsm["spatial"].tolist()
     [[5.0, 5.0]]
     """
+    if masks is not None and centers is not None:
+        msg = "`masks` and `centers` both name cells: give one of the two."
+        raise ValueError(msg)
     found = find_fields(images, masks, centers, cells)
     names = channels if channels is not None else found.panel
-    panel = pd.read_csv(names) if isinstance(names, (str, Path)) else names
+    panel = _read_csv(Path(names)) if isinstance(names, (str, Path)) else names
     elements: dict[str, Any] = {}
     panels = set()
     regions: dict[str, tuple[str, Field]] = {}
@@ -200,8 +203,9 @@ def _labels(path: Path, image: TiffImage) -> da.Array | None:
     area: dict[int, int] = {}
     for block in pixels.blocks.ravel():
         values, counts = np.unique(block.compute(scheduler="synchronous"), return_counts=True)
-        if values[0] < 0 or not np.all(np.mod(values, 1) == 0):
-            msg = f"Mask {path.name!r} holds values that are no labels, such as {values[0]}: whole numbers from 0 on."
+        wrong = values[~np.isfinite(values) | (values < 0) | (values != np.round(values))]
+        if len(wrong):
+            msg = f"Mask {path.name!r} holds values that are no labels, such as {wrong[0]}: whole numbers from 0 on."
             raise ValueError(msg)
         for value, count in zip(values.astype(np.int64).tolist(), counts.tolist(), strict=True):
             area[value] = area.get(value, 0) + count
@@ -243,7 +247,14 @@ def _centers(path: Path, place: dict[str, Any]) -> Any:
     if not {"x", "y"} <= set(lower):
         msg = f"{path.name!r} needs columns 'x' and 'y'. It has {list(table.columns)}."
         raise ValueError(msg)
-    points = table[[lower["x"], lower["y"]]].to_numpy(np.float64)
+    if table.empty:
+        msg = f"{path.name!r} has no rows: there is no cell in it."
+        raise ValueError(msg)
+    columns = table[[lower["x"], lower["y"]]]
+    if any(not pd.api.types.is_numeric_dtype(dtype) for dtype in columns.dtypes):
+        msg = f"{path.name!r}: columns 'x' and 'y' must be numbers, got {columns.iloc[0].tolist()} in the first row."
+        raise ValueError(msg)
+    points = columns.to_numpy(np.float64)
     if not np.isfinite(points).all():
         msg = f"{path.name!r}: x or y is missing in row {int(np.flatnonzero(~np.isfinite(points).all(1))[0])}."
         raise ValueError(msg)
@@ -306,6 +317,9 @@ def _part(common: pd.DataFrame, item: Field, path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        msg = f"No file {str(path)!r}."
+        raise FileNotFoundError(msg)
     try:
         return pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -330,5 +344,5 @@ def _ids(table: pd.DataFrame, path: Path, *, required: bool) -> tuple[np.ndarray
 
 
 def _some(values: Any, n: int = 8) -> str:
-    values = list(values)
+    values = np.asarray(values).tolist()
     return f"{values[:n]}" if len(values) <= n else f"{values[:n]} and {len(values) - n} more"

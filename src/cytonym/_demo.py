@@ -7,29 +7,36 @@ import logging
 import re
 import shutil
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import scanpy as sc
 import spatialdata as sd
-import squidpy as sq
+from anndata import AnnData
+from spatialdata import SpatialData
 
 import cytonym as cy
+from cytonym.data.source import image_sources, resolve
+from cytonym.data.table import open_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
+    from cytonym.data.table import TableRows
     from cytonym.models.base import CellEncoder
 
 logger = logging.getLogger("cytonym")
 
-CLUSTERS, TRUTH, NAMED, EMBEDDING = "phenograph", "cell_type", "named_phenotype", "X_nextmarker"
-NUCLEAR = re.compile(r"^(ds)?dna|dapi|hoechst|draq5|histone|^h3$|ir19[13]|iridium|nucle", re.IGNORECASE)
-MAX_UMAP_MARKERS = 7
+CLUSTERS, TRUTH, NAMED = "phenograph", "cell_type", "named_phenotype"
+EMBEDDING, ATTRIBUTIONS = "X_nextmarker", "nextmarker_attributions"
+NEIGHBORS = 30
+NUCLEAR = re.compile(
+    r"^(ds)?dna|dapi|hoechst|draq5|^h?h3$|histone|^nuc([^a-z]|lei|lear|leus|$)|ir19[13]|19[13]ir|iridium", re.IGNORECASE
+)
 
 
 @dataclass
@@ -38,12 +45,14 @@ class Run:
 
     sdata: SpatialData
     model: CellEncoder
-    truth: str | None
     source: str
+    truth: str | None
     top: dict[str, dict[str, float]]
     """Leading markers of each cluster with their AUROC, large clusters and high values first."""
     scores: pd.DataFrame | None = None
     """Agreement with the known types, one row a representation."""
+    found_in: str | None = None
+    """Channel in which the cells were found, None where they were given."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -53,28 +62,40 @@ class Run:
 
     @property
     def nuclear(self) -> str | None:
-        """The nuclear channel, by its name."""
-        return next((m for m in self.model.markers if NUCLEAR.search(m)), None)
+        """A nuclear channel of the images, by its name."""
+        return self.found_in or next((c for c in channel_names(self.sdata) if NUCLEAR.search(c)), None)
 
     def leading_markers(self, n: int) -> list[str]:
-        """Up to n markers, without the nuclear one, those first that tell a large cluster from the others."""
+        """Up to n markers, not the nuclear one, that together tell as many cells as possible from the others."""
         share = self.adata.obs[CLUSTERS].value_counts(normalize=True)
-        best: dict[str, float] = {}
-        for group, markers in self.top.items():
-            for marker, auroc in markers.items():
-                best[marker] = max(best.get(marker, 0), (auroc - 0.5) * share[group] ** 0.5)
-        order = sorted(best, key=best.__getitem__, reverse=True) or list(self.model.markers)
-        return [m for m in order if m != self.nuclear][:n]
+        covered = dict.fromkeys(self.top, 0.5)
+        order = {m: i for i, m in enumerate(self.model.markers) if m != self.nuclear and not NUCLEAR.search(m)}
+        chosen: list[str] = []
+        while order and len(chosen) < n:
+            gain = {
+                m: sum(max(0.0, top.get(m, 0) - covered[g]) * share[g] ** 0.5 for g, top in self.top.items())
+                for m in order
+            }
+            best = max(order, key=lambda m: (gain[m], -order[m]))
+            chosen.append(best)
+            del order[best]
+            covered = {g: max(covered[g], top.get(best, 0)) for g, top in self.top.items()}
+        return chosen or list(self.model.markers)[:n]
 
 
-def open_data(folder: Path) -> SpatialData:
+def open_data(path: Path, *, pixel_size: float | None = None) -> SpatialData:
     """A SpatialData store, or a folder of TIFF images with masks, centres or neither."""
-    if not folder.exists():
-        msg = f"No such folder: {folder}."
+    if not path.exists():
+        msg = f"No such file or folder: {path}."
         raise FileNotFoundError(msg)
-    if is_store(folder):
-        return sd.read_zarr(folder)
-    return cy.io.read_tiffs(folder)
+    if not is_store(path):
+        return cy.io.read_tiffs(path, pixel_size=pixel_size)
+    if pixel_size is not None:
+        msg = (
+            f"{path} is a SpatialData store, whose images say themselves how large a pixel is: leave --pixel-size out."
+        )
+        raise ValueError(msg)
+    return sd.read_zarr(path)
 
 
 def is_store(path: Path) -> bool:
@@ -82,73 +103,144 @@ def is_store(path: Path) -> bool:
     return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
 
 
+def channel_names(sdata: SpatialData) -> list[str]:
+    """Channels of all images, each once, in their order."""
+    return list(dict.fromkeys(str(c) for image in sdata.images for c in sd.models.get_channel_names(sdata[image])))
+
+
+def choose_channels(
+    available: Sequence[str], channel: Iterable[str] | None, without: Iterable[str] | None
+) -> list[str] | None:
+    """The channels asked for, None for all of them. An entry is a name, or several names with commas between."""
+    named, left_out = (_split(names or (), available) for names in (channel, without))
+    unknown = [name for name in [*named, *left_out] if name not in available]
+    if unknown:
+        msg = f"No channel {unknown[0]!r}. Available: {list(available)}."
+        raise KeyError(msg)
+    chosen = [name for name in dict.fromkeys(named or available) if name not in left_out]
+    if not chosen:
+        msg = f"No channel is left after leaving out {left_out}."
+        raise ValueError(msg)
+    return chosen if named or left_out else None
+
+
+def _split(entries: Iterable[str], available: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    for entry in entries:
+        names += [entry] if entry in available else [part.strip() for part in entry.split(",") if part.strip()]
+    return names
+
+
 def run(
     sdata: SpatialData,
     out: Path,
     *,
     source: str,
+    channels: Sequence[str] | None = None,
     truth: str | None = None,
+    find: bool = False,
     nuclear: str | None = None,
+    diameter_px: float | None = None,
     steps: int | None = None,
+    size_px: int | None = None,
     seed: int = 0,
+    device: str = "auto",
 ) -> Run:
-    """Train, embed, cluster, compare with the truth where it is known, and write the store and the model into `out`."""
-    store = out / "tissue.zarr"
+    """Train, embed, cluster, compare with the truth where it is known, and write the store and the model into `out`.
+
+    With `find`, or where there are no cells, they are found in the nuclear channel; masks that are there then only tell
+    which type a found cell has. The store appears when all is done; the one of an earlier run stays until then.
+    """
+    store, unfinished = out / "tissue.zarr", out / "tissue.zarr.unfinished"
     if store.exists() and not is_store(store):
         msg = f"{store} exists and is no SpatialData store. Choose another folder with --out."
         raise FileExistsError(msg)
-    seconds: dict[str, float] = {}
-    watch = _Watch(seconds)
+    if sdata.is_backed() and sdata.path is not None and _same_place(sdata.path, store):
+        msg = f"The data are {store} itself, which would be replaced. Choose another folder with --out."
+        raise ValueError(msg)
+    truth = _truth_column(sdata, truth)
+    watch = _Watch()
 
-    if not (sdata.labels or sdata.shapes or sdata.points):
-        cy.pp.find_cells(sdata, nuclear or _nuclear_channel(sdata))
-    cy.pp.measure_cells(sdata)
-    watch.lap("find and measure cells")
+    found_in = None
+    if find or not (sdata.labels or sdata.shapes or sdata.points):
+        found_in = nuclear or _nuclear_channel(sdata)
+        sdata = _find_cells(sdata, found_in, diameter_px, truth)
+        watch.lap("find cells")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        sdata.write(unfinished)  # chunks on disk are read faster than TIFF
+        sdata = sd.read_zarr(unfinished)
+        watch.lap("convert")
+        found = _analyse(sdata, watch, channels=channels, truth=truth, steps=steps, size_px=size_px, seed=seed, device=device)  # fmt: skip
+        cy.models.save(found.model, out / "model", overwrite=True)
+        cy.io.save_table(sdata)
+        if store.exists():
+            shutil.rmtree(store)
+        unfinished.rename(store)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    found.sdata, found.source, found.found_in = sd.read_zarr(store), source, found_in
+    watch.lap("write")
+    return found
 
-    model = cy.tl.fit_encoder(sdata, steps=steps, rng=seed)
+
+def _analyse(
+    sdata: SpatialData,
+    watch: _Watch,
+    *,
+    channels: Sequence[str] | None,
+    truth: str | None,
+    steps: int | None,
+    size_px: int | None,
+    seed: int,
+    device: str,
+) -> Run:
+    import squidpy as sq  # takes seconds to import
+
+    cy.pp.measure_cells(sdata, channels=channels)
+    watch.lap("measure")
+    model = cy.tl.fit_encoder(sdata, channels=channels, steps=steps, size_px=size_px, rng=seed, device=device)
     watch.lap("train")
-    cy.tl.embed_cells(sdata, model)
+    cy.tl.embed_cells(sdata, model, rng=seed, device=device)
     watch.lap("embed")
 
     adata = sdata["table"]
-    inside = adata.obsm[EMBEDDING][:, 0] == adata.obsm[EMBEDDING][:, 0]
+    inside = np.isfinite(adata.obsm[EMBEDDING]).all(axis=1)
     if not inside.all():
-        logger.info("%d cells lie outside their image and are left out of the report.", int((~inside).sum()))
-        sdata["table"] = adata = adata[inside].copy()
+        logger.info("%d cells without an embedding are left out of the report.", int((~inside).sum()))
+        adata = adata[inside].copy()
+        del sdata.tables["table"]
+        sdata.tables["table"] = adata
     logger.info("Clusters, UMAP and neighbourhoods of %s cells.", f"{adata.n_obs:,}")
-    cy.tl.cluster_cells(adata, use_rep=EMBEDDING, rng=seed, key_added=CLUSTERS)
-    sc.pp.neighbors(adata, use_rep=EMBEDDING, random_state=seed)
+    k = min(NEIGHBORS, adata.n_obs - 1)
+    cy.tl.cluster_cells(adata, use_rep=EMBEDDING, n_neighbors=k, rng=seed, key_added=CLUSTERS)
+    sc.pp.neighbors(adata, use_rep=EMBEDDING, n_neighbors=min(15, k), random_state=seed)
     sc.tl.umap(adata, random_state=seed)
-    library = {"library_key": "region"} if adata.obs["region"].nunique() > 1 else {}
-    sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=10, **library)
+    region = adata.uns["spatialdata_attrs"]["region_key"]
+    adata.obs[region] = adata.obs[region].astype("category").cat.remove_unused_categories()
+    library = {"library_key": region} if adata.obs[region].nunique() > 1 else {}
+    logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy talks through it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # squidpy 1.8 splits the function; 1.6 has only this one
+        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=min(10, k), **library)
     if adata.obs[CLUSTERS].nunique() > 1:
         sq.gr.nhood_enrichment(adata, CLUSTERS, seed=seed, show_progress_bar=False)
+    scores = None if truth is None else _scores(adata, model.markers, truth, seed)
     watch.lap("cluster and map")
-
-    if truth is None and TRUTH in adata.obs:
-        truth = TRUTH
-    if truth is not None and truth not in adata.obs:
-        msg = f"No column {truth!r} in the table of cells. Available: {sorted(map(str, adata.obs.columns))}."
-        raise KeyError(msg)
-    scores = None if truth is None else _scores(adata, truth, seed)
-
-    found = Run(sdata, model, truth, source, _top_markers(adata), scores, seconds)
-    if store.exists():
-        shutil.rmtree(store)
-    sdata.write(store)
-    cy.models.save(model, out / "model", overwrite=True)
-    watch.lap("write")
-    return found
+    return Run(sdata, model, "", truth, _top_markers(adata), scores, seconds=watch.seconds)
 
 
 def summary(found: Run) -> dict[str, Any]:
     """The numbers of a run, as plain types."""
     adata = found.adata
     numbers: dict[str, Any] = {
+        "data": found.source,
         "cells": adata.n_obs,
-        "images": len(found.sdata.images),
+        "cells_found_in": found.found_in,
+        "images": int(adata.obs[adata.uns["spatialdata_attrs"]["region_key"]].nunique()),
         "markers": len(found.model.markers),
         "clusters": int(adata.obs[CLUSTERS].nunique()),
+        "truth": found.truth,
         "seconds": {step: round(value, 1) for step, value in found.seconds.items()},
     }
     if found.scores is not None:
@@ -156,14 +248,68 @@ def summary(found: Run) -> dict[str, Any]:
     return numbers
 
 
+# ---------------------------------------------------------------------------------------------------------------- cells
+def _same_place(a: Any, b: Path) -> bool:
+    return b.exists() and b.resolve() == type(b)(str(a)).resolve()
+
+
 def _nuclear_channel(sdata: SpatialData) -> str:
-    names = [str(c) for image in sdata.images for c in sd.models.get_channel_names(sdata[image])]
+    names = channel_names(sdata)
     for name in names:
         if NUCLEAR.search(name):
-            logger.info("No cells are given: looking for nuclei in channel %r.", name)
+            logger.info("Looking for nuclei in channel %r.", name)
             return name
-    msg = f"No cells are given, and no channel looks like a nuclear one: {sorted(set(names))}. Name it with --nuclear."
+    msg = f"No channel looks like a nuclear one to find cells in: {names}. Name it with --nuclear."
     raise ValueError(msg)
+
+
+def _find_cells(sdata: SpatialData, nuclear: str, diameter_px: float | None, truth: str | None) -> SpatialData:
+    """The images with centres that were found, and the known types of the masks under them."""
+    images = SpatialData(images=dict(sdata.images))
+    if nuclear not in channel_names(images):
+        msg = f"No channel {nuclear!r} to find cells in. Available: {channel_names(images)}."
+        raise KeyError(msg)
+    sizes = {s.image_key: s.pixel_size for s in image_sources(images)}
+    unknown = [key for key, size in sizes.items() if size is None]
+    if diameter_px is None and unknown:
+        msg = (
+            f"The size of a pixel is unknown in {unknown[:3]}, so nuclei of 8 micrometres cannot be looked for. Measure a "
+            "nucleus and give its --diameter-px, or give the --pixel-size in micrometres."
+        )
+        raise ValueError(msg)
+    cy.pp.find_cells(images, nuclear, diameter_px=diameter_px)
+    rows = open_table(images, resolve(images))
+    rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth)})
+    return images
+
+
+def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str) -> pd.Series:
+    """Type of the labelled cell that holds each found centre, none where there is no such cell."""
+    table = given["table"]
+    attrs = table.uns["spatialdata_attrs"]
+    result = pd.Series(np.nan, index=rows.table.obs_names, dtype=object)
+    masks = {source.image_key: source for source in resolve(given) if source.labels is not None}
+    for source, at in zip(resolve(found), rows.rows, strict=True):
+        mask = masks.get(source.image_key)
+        if mask is None or mask.labels is None:
+            continue
+        types = table.obs[table.obs[attrs["region_key"]].astype(str) == mask.region]
+        types = types.set_index(attrs["instance_key"])[truth].astype(object)
+        y, x = np.floor(source.centers).astype(int).T
+        under = mask.labels.read(0, mask.shape[1], 0, mask.shape[2])[y, x]
+        result.iloc[at] = types.reindex(under).to_numpy()
+    return result.astype("category")
+
+
+# ---------------------------------------------------------------------------------------------------------------- truth
+def _truth_column(sdata: SpatialData, truth: str | None) -> str | None:
+    columns = [str(c) for c in sdata["table"].obs.columns] if "table" in sdata.tables else []
+    if truth is None:
+        return TRUTH if TRUTH in columns else None
+    if truth not in columns:
+        msg = f"No column {truth!r} in the table of cells. Available: {sorted(columns)}."
+        raise KeyError(msg)
+    return truth
 
 
 def _top_markers(adata: AnnData, n: int = 3) -> dict[str, dict[str, float]]:
@@ -171,43 +317,46 @@ def _top_markers(adata: AnnData, n: int = 3) -> dict[str, dict[str, float]]:
     groups = [str(g) for g in adata.obs[CLUSTERS].value_counts().index]
     if len(groups) < 2:
         return {}
-    ranked = cy.tl.rank_markers(adata, CLUSTERS)
+    ranked = cy.tl.rank_markers(adata, CLUSTERS, key=ATTRIBUTIONS)
     ranked = ranked[ranked["auroc"] > 0.5]
     return {g: ranked[ranked["group"] == g].head(n).set_index("marker")["auroc"].to_dict() for g in groups}
 
 
-def _scores(adata: AnnData, truth: str, seed: int) -> pd.DataFrame:
+def _scores(adata: AnnData, markers: Sequence[str], truth: str, seed: int) -> pd.DataFrame | None:
     """Clusters of the embedding, and of plain mean intensities for comparison, against the known types.
 
     A cluster is named after the type that most of its cells have: the best name that an expert could give it.
     """
-    means = "mean_intensity"
-    adata.obsm[means] = sc.pp.scale(sc.pp.log1p(adata.X.copy()))
-    cy.tl.cluster_cells(adata, use_rep=means, rng=seed, key_added="baseline")
+    known = adata.obs[truth].notna().to_numpy()
+    if not known.any():
+        logger.warning("No cell has a known type in column %r; nothing is compared.", truth)
+        return None
+    measured = adata.obsm["mean_intensity"] if "mean_intensity" in adata.obsm else adata.to_df()
+    values = np.log1p(measured[list(markers)].to_numpy(np.float64).clip(min=0))
+    baseline = AnnData(obs=adata.obs[[truth]].copy())
+    baseline.obsm["means"] = np.nan_to_num((values - values.mean(axis=0)) / values.std(axis=0).clip(min=1e-12))
+    k = min(NEIGHBORS, adata.n_obs - 1)
+    cy.tl.cluster_cells(baseline, use_rep="means", n_neighbors=k, rng=seed, key_added=CLUSTERS)
     rows = {}
-    for name, clusters in (("NeXtMarker", CLUSTERS), ("mean intensity", "baseline")):
-        known = adata.obs[truth].notna()
-        types = adata.obs.loc[known].groupby(clusters, observed=True)[truth].agg(lambda t: t.value_counts().idxmax())
-        adata.obs[NAMED] = pd.Categorical(adata.obs[clusters].map(types).astype(object))
-        result = cy.tl.compare_labels(adata, truth, NAMED)
+    for name, table in (("NeXtMarker", adata), ("mean intensity", baseline)):
+        types = table.obs.loc[known].groupby(CLUSTERS, observed=True)[truth].agg(lambda t: t.value_counts().idxmax())
+        table.obs[NAMED] = pd.Categorical(table.obs[CLUSTERS].map(types).astype(object))
+        result = cy.tl.compare_labels(table, truth, NAMED)
         rows[name] = {
             "agreement": result.agreement,
             "kappa": result.kappa,
             "ari": result.ari,
-            "clusters": adata.obs[clusters].nunique(),
+            "clusters": table.obs[CLUSTERS].nunique(),
         }
-        if clusters == CLUSTERS:
-            named = adata.obs[NAMED]
-    adata.obs[NAMED] = named
-    del adata.obs["baseline"], adata.obsm[means], adata.uns["baseline"]
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 class _Watch:
     """Seconds between laps."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds, self.last = seconds, time.perf_counter()
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()

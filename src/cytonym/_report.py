@@ -11,28 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
-import scanpy as sc
 
 import cytonym as cy
-from cytonym._demo import CLUSTERS, MAX_UMAP_MARKERS, NAMED
-from cytonym.data.source import resolve
+from cytonym._demo import CLUSTERS, NAMED
+from cytonym._report_figures import cluster_colors, gallery, maps, neighbours, tissue, umap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from anndata import AnnData
     from matplotlib.figure import Figure
 
     from cytonym._demo import Run
 
 logger = logging.getLogger("cytonym")
 
-FIELD_PX = 400
-"""Side of the piece of tissue that is shown, at most."""
-GLOW = ("#3d7bff", "#ffb000", "#ff4fa3", "#2ed98a")
-"""Added up on black; blue is for the nuclei."""
+N_MARKERS = 7
+"""Markers on maps of all cells."""
 STYLE: Any = {
     "font.size": 9,
     "figure.figsize": (2.9, 2.7),
@@ -48,21 +43,22 @@ def write_report(found: Run, path: Path) -> Path:
     """Draw the figures of a run and write the page."""
     logger.info("Drawing the report.")
     adata = found.adata
-    colors = _cluster_colors(adata)
-    leading = found.leading_markers(MAX_UMAP_MARKERS)
+    colors = cluster_colors(adata)
+    leading = found.leading_markers(N_MARKERS)
     shown = ([found.nuclear] if found.nuclear else []) + leading[: 4 - bool(found.nuclear)]
     with mpl.rc_context(STYLE):
         sections = [
-            _section("tissue", "The tissue and its cells", _tissue(found, shown, colors), TEXT["tissue"]),
+            _section("tissue", "The tissue and its cells", tissue(found, shown, colors), TEXT["tissue"]),
             _section("clusters", "Phenotypes", cy.pl.markers(adata, CLUSTERS), TEXT["clusters"], _table(found, colors)),
-            _section("umap", "All cells on one map", _umap(adata, leading, colors), TEXT["umap"]),
-            _section("cells", "The cells themselves", _gallery(found, shown), TEXT["cells"]),
+            _section("umap", "All cells on one map", umap(adata, leading, colors), TEXT["umap"]),
+            _section("map", "Where the phenotypes are", maps(found, colors), TEXT["map"]),
+            _section("cells", "The cells themselves", gallery(found, shown), TEXT["cells"]),
         ]
         if found.truth is not None:
             figure = cy.pl.agreement(adata, found.truth, NAMED, basis="X_umap")
             sections.append(_section("truth", "Agreement with the known types", figure, TEXT["truth"], _scores(found)))
         if f"{CLUSTERS}_nhood_enrichment" in adata.uns:
-            sections.append(_section("near", "Who lives next to whom", _neighbours(adata), TEXT["near"]))
+            sections.append(_section("near", "Who lives next to whom", neighbours(adata), TEXT["near"]))
         sections += [
             _section("normalization", "How each stain was read", cy.pl.normalization(found.sdata), TEXT["norm"]),
             _section("training", "Did the training settle?", cy.pl.training(found.model), TEXT["training"]),
@@ -103,6 +99,11 @@ TEXT = {
         "perfect), ARI whether the same cells stand together whatever they are called. Mean intensity per cell, clustered in the same "
         "way, stands beside it.",
     ),
+    "map": (
+        "Every dot is a cell at its place in the tissue, coloured by phenotype.",
+        "Compartments that you know, such as follicles, vessels or the border of a tumour, should show. Colours in stripes or "
+        "squares speak of the scan or of uneven staining.",
+    ),
     "near": (
         "Red: two phenotypes are neighbours in the tissue more often than chance; blue: less often. The numbers are "
         "z-scores over random shufflings of the cells.",
@@ -119,97 +120,6 @@ TEXT = {
         "It should fall and flatten. Where it still falls at the end, train longer (<code>--steps</code>).",
     ),
 }
-
-
-# ------------------------------------------------------------------------------------------------------------ figures
-def _cluster_colors(adata: AnnData) -> dict[str, str]:
-    """One colour a cluster, kept in the table where scanpy looks for it."""
-    groups = [str(g) for g in adata.obs[CLUSTERS].cat.categories]
-    palette = sc.pl.palettes.default_20 if len(groups) <= 20 else sc.pl.palettes.godsnot_102
-    colors = {g: "#b8bec4" if g == "-1" else palette[i % len(palette)] for i, g in enumerate(groups)}
-    adata.uns[f"{CLUSTERS}_colors"] = list(colors.values())
-    return colors
-
-
-def _tissue(found: Run, channels: list[str], colors: dict[str, str]) -> Figure:
-    """A piece of the first image: composite, and cells coloured by cluster."""
-    source = resolve(found.sdata, channels=channels)[0]
-    _, height, width = source.shape
-    side = min(height, width, FIELD_PX)
-    y0, x0 = (height - side) // 2, (width - side) // 2
-    piece = np.asarray(source.pixels[:, y0 : y0 + side, x0 : x0 + side])[source.channel_index].astype(np.float32)
-    glow = GLOW if found.nuclear in channels else GLOW[1:] + GLOW[:1]
-    image = np.zeros((side, side, 3), dtype=np.float32)
-    for pixels, color in zip(piece, glow, strict=False):
-        low, high = np.quantile(pixels, [0.02, 0.997])
-        image += np.clip((pixels - low) / max(high - low, 1e-6), 0, 1)[..., None] * mpl.colors.to_rgb(color)
-    image = np.clip(image, 0, 1)
-
-    obs = found.adata.obs
-    attrs = found.adata.uns["spatialdata_attrs"]
-    here = obs[obs[attrs["region_key"]].astype(str) == source.region]
-    cluster = here.set_index(attrs["instance_key"])[CLUSTERS].astype(object).reindex(source.instance_ids)
-    y, x = source.centers.T - np.array([[y0], [x0]]) - 0.5
-    seen = cluster.notna().to_numpy() & (y >= 0) & (x >= 0) & (y < side) & (x < side)
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.9), layout="constrained")
-    left.imshow(image, interpolation="nearest")
-    right.imshow(image.mean(axis=2) * 0.55, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    spacing = 5.4 * 72 / max(seen.sum(), 1) ** 0.5  # points between neighbours
-    size = float(np.clip((0.5 * spacing) ** 2, 4, 90))
-    right.scatter(
-        x[seen], y[seen], s=size, c=[colors[str(c)] for c in cluster[seen]], linewidths=0.3, edgecolors="black"
-    )
-    for ax in (left, right):
-        ax.set(xticks=[], yticks=[], xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
-        ax.spines[:].set_visible(False)
-    _key(left, dict(zip(channels, glow, strict=False)))
-    counts = cluster[seen].astype(str).value_counts()
-    _key(right, {g: colors[g] for g in colors if g in counts.index})
-    plt.close(figure)
-    return figure
-
-
-def _key(ax: Any, colors: dict[str, str]) -> None:
-    """Names in their colours, above the axes."""
-    handles = [plt.Line2D([], [], marker="s", linestyle="", color=c, label=n) for n, c in colors.items()]
-    ax.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(handles), 9), frameon=False,
-        handletextpad=0.2, columnspacing=1.0, borderaxespad=0.2, borderpad=0,
-    )  # fmt: skip
-
-
-def _umap(adata: AnnData, markers: list[str], colors: dict[str, str]) -> Figure:
-    view = cy.get.markers(adata, "nextmarker_attributions")
-    size = float(np.clip(60_000 / max(adata.n_obs, 1), 2, 40))
-    return sc.pl.umap(
-        view, color=[CLUSTERS, *markers], palette=list(colors.values()), size=size, ncols=4, frameon=False, cmap="viridis",
-        vmax="p99", legend_loc="on data", legend_fontsize=8, legend_fontoutline=2, wspace=0.12, hspace=0.18, show=False,
-        return_fig=True,
-    )  # fmt: skip
-
-
-def _gallery(found: Run, markers: list[str]) -> Figure:
-    sizes = found.adata.obs[CLUSTERS].value_counts()
-    groups = [str(g) for g in sizes.index if sizes[g] > 0][:12]
-    size_px = max(20, 2 * found.model.window_px)
-    return cy.pl.patches(found.sdata, markers, groupby=CLUSTERS, groups=groups, n=12, size_px=size_px)
-
-
-def _neighbours(adata: AnnData) -> Figure:
-    z = np.asarray(adata.uns[f"{CLUSTERS}_nhood_enrichment"]["zscore"], dtype=float)
-    names = [str(c) for c in adata.obs[CLUSTERS].cat.categories]
-    limit = max(float(np.nanquantile(np.abs(z), 0.95)), 1.0)
-    side = max(3.2, 0.34 * len(names) + 1.4)
-    figure, ax = plt.subplots(figsize=(side + 0.9, side), layout="constrained")
-    shown = ax.imshow(z, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    ax.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names)
-    ax.set(xlabel="neighbour", ylabel="cluster")
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    figure.colorbar(shown, ax=ax, shrink=0.7, label="z-score", extend="both")
-    plt.close(figure)
-    return figure
 
 
 # --------------------------------------------------------------------------------------------------------------- HTML
@@ -258,7 +168,7 @@ def _section(key: str, title: str, figure: Figure, text: tuple[str, str], extra:
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white")
     data = base64.b64encode(buffer.getvalue()).decode()
     plt.close(figure)
-    width = int(figure.get_size_inches()[0] * 96)
+    width = min(int(figure.get_size_inches()[0] * 120), 1000)
     return (
         key,
         title,

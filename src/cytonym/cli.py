@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 
 # Raised on purpose, with a message for people. Anything else is a fault of ours and keeps its traceback.
-FOR_PEOPLE = (ValueError, KeyError, TypeError, OSError)
+FOR_PEOPLE = (ValueError, KeyError, TypeError, OSError, FloatingPointError)
 
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE...", help="SpatialData stores (.zarr).")]
 Image = Annotated[list[str] | None, typer.Option("--image", help="Image of the store; repeat for several.")]
@@ -38,9 +39,16 @@ Table = Annotated[str, typer.Option("--table", help="Table that the results go t
 System = Annotated[str, typer.Option("--coordinate-system", help="Where images and cells meet.")]
 Scale = Annotated[str | None, typer.Option("--scale", help="Level of a multi-scale image.")]
 Channel = Annotated[
-    list[str] | None, typer.Option("--channel", help="Channel to use; repeat for several. Default: all.")
+    list[str] | None, typer.Option("--channel", help="Channel to use; repeat for several, or a,b,c. Default: all.")
+]
+Without = Annotated[
+    list[str] | None,
+    typer.Option("--without", help="Channel to leave out, such as a metal or an empty one; repeat, or a,b,c."),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of training. Default: the method's recipe.")]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="Side of the window around a cell, in pixels. Default: the method's.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
@@ -70,7 +78,8 @@ def main(
 
 @app.command(
     epilog="Examples:\n\n`cytonym demo`\n\n`cytonym demo --out demo --steps 1000`\n\n"
-    "`cytonym demo --data my_field/ --nuclear DAPI --out my_report`",
+    "`cytonym demo --data my_field/ --truth cell_type --out my_report`\n\n"
+    "`cytonym demo --data my_field/ --find-cells --nuclear DAPI --pixel-size 0.5 --without Au,Fe`",
 )
 def demo(
     context: typer.Context,
@@ -84,32 +93,52 @@ def demo(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report and the results.")] = Path("demo"),
-    steps: Steps = None,
-    nuclear: Annotated[
-        str | None, typer.Option(help="Channel to find cells in, where none are given. Default: by its name.")
+    channel: Channel = None,
+    without: Without = None,
+    find_cells: Annotated[
+        bool,
+        typer.Option(
+            "--find-cells",
+            help="Find the cells in the nuclear channel, even where masks or centres are given. Done anyway where none are.",
+        ),
+    ] = False,
+    nuclear: Annotated[str | None, typer.Option(help="Channel to find cells in. Default: by its name.")] = None,
+    diameter_px: Annotated[
+        float | None, typer.Option(help="Diameter of a nucleus in pixels, to find cells. Default: 8 micrometres.")
+    ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="Micrometres a pixel, where the TIFF files do not say it.")
     ] = None,
     truth: Annotated[
         str | None,
         typer.Option(help="Column of known cell types to compare with. Default: `cell_type`, if there is one."),
     ] = None,
+    size_px: Size = None,
+    steps: Steps = None,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """The main job from images to a report: train, embed, cluster, compare.
 
-    Writes a one-page report with figures, the data as a SpatialData store, and the trained model. Takes a few minutes.
+    Writes a one-page report with figures (`report.html`), the data with all results as a SpatialData store
+    (`tissue.zarr`), the trained model (`model`) and the numbers (`summary.json`). Takes a few minutes.
     """
     with _errors(context):
+        _writable(out)
         import cytonym as cy
         from cytonym import _demo
         from cytonym._report import write_report
 
-        out.mkdir(parents=True, exist_ok=True)
         if data is None:
             sdata = cy.datasets.tissue_phantom(n_samples=2, staining_shift=0.15, rng=seed)
             source = "Synthetic tissue"
         else:
-            sdata, source = _demo.open_data(data), data.resolve().name
-        found = _demo.run(sdata, out, source=source, truth=truth, nuclear=nuclear, steps=steps, seed=seed)
+            sdata, source = _demo.open_data(data, pixel_size=pixel_size), "/".join(data.resolve().parts[-2:])
+        found = _demo.run(
+            sdata, out, source=source, channels=_demo.choose_channels(_demo.channel_names(sdata), channel, without),
+            truth=truth, find=find_cells, nuclear=nuclear, diameter_px=diameter_px, size_px=size_px, steps=steps,
+            seed=seed, device=device,
+        )  # fmt: skip
         report = write_report(found, out / "report.html")
         (out / "summary.json").write_text(json.dumps(_demo.summary(found), indent=2) + "\n", encoding="utf-8")
         typer.echo(f"Report: {report.resolve()}")
@@ -127,7 +156,7 @@ def train(
     model: Annotated[str, typer.Option(help="Method to train.")] = "nextmarker",
     steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Cells in a step.")] = None,
-    size_px: Annotated[int | None, typer.Option(min=1, help="Side of the window around a cell, in pixels.")] = None,
+    size_px: Size = None,
     size_um: Annotated[float | None, typer.Option(help="The same in micrometres.")] = None,
     image: Image = None,
     labels: Labels = None,
@@ -137,6 +166,7 @@ def train(
     coordinate_system: System = "global",
     scale: Scale = None,
     channel: Channel = None,
+    without: Without = None,
     seed: Seed = 0,
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is already there.")] = False,
@@ -146,15 +176,17 @@ def train(
     After an interrupt the same command goes on where it stopped.
     """
     with _errors(context):
-        import cytonym as cy
-
         if out.exists() and not force:
             msg = f"{out} exists already. Choose another folder, or replace it with --force."
             raise FileExistsError(msg)
+        _writable(out.parent)
+        import cytonym as cy
+
+        samples = [_open(store) for store in stores]
         unfinished = out.with_name(out.name + ".unfinished")
         encoder = cy.tl.fit_encoder(
-            [_open(store) for store in stores], model, **_keys(image, labels, shapes, points), table_key=table,
-            coordinate_system=coordinate_system, scale=scale, channels=channel or None, size_px=size_px, size_um=size_um,
+            samples, model, **_keys(image, labels, shapes, points), table_key=table,
+            coordinate_system=coordinate_system, scale=scale, channels=_channels(samples, image, channel, without), size_px=size_px, size_um=size_um,
             steps=steps, batch_size=batch_size, rng=seed, device=device, checkpoint_dir=unfinished,
         )  # fmt: skip
         cy.models.save(encoder, out, overwrite=force)
@@ -194,8 +226,7 @@ def embed(
             sdata = _open(store)
             cy.tl.embed_cells(
                 sdata, encoder, **_keys(image, labels, shapes, points), table_key=table,
-                coordinate_system=coordinate_system, scale=scale, channels=channel or None, key_added=key_added,
-                device=device,
+                coordinate_system=coordinate_system, scale=scale, channels=_channels([sdata], image, channel), key_added=key_added, device=device,
             )  # fmt: skip
             cy.io.save_table(sdata, table)
             typer.echo(f"{store}: {sdata[table].n_obs:,} cells, table {table!r} saved")
@@ -213,6 +244,33 @@ def _open(store: Path) -> Any:
     return sd.read_zarr(store)
 
 
+def _channels(
+    samples: list[Any], images: list[str] | None, channel: list[str] | None, without: list[str] | None = None
+) -> list[str] | None:
+    """Names out of the channels of the images in use, None for all of them."""
+    from spatialdata.models import get_channel_names
+
+    from cytonym._demo import choose_channels
+
+    if not channel and not without:
+        return None
+    used = [sdata.images[key] for sdata in samples for key in sdata.images if images is None or key in images]
+    return choose_channels(
+        list(dict.fromkeys(str(c) for one in used for c in get_channel_names(one))), channel, without
+    )
+
+
+def _writable(folder: Path) -> None:
+    """Make a folder and see that it takes files, before hours of work go into what cannot be saved."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        msg = f"Cannot write into {folder}: {error.strerror or error}. Choose another folder with --out."
+        raise OSError(msg) from error
+
+
 def _keys(image: Any, labels: Any, shapes: Any, points: Any) -> dict[str, Any]:
     """An option that was given once is a name, several times a list, never is None."""
     given = {"image_key": image, "labels_key": labels, "shapes_key": shapes, "points_key": points}
@@ -224,8 +282,8 @@ def _errors(context: typer.Context) -> Iterator[None]:
     """One line instead of a traceback, and the exit code."""
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+    except KeyboardInterrupt as interrupt:
+        typer.echo(str(interrupt) or "interrupted", err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -248,6 +306,14 @@ def _listen(*, quiet: bool) -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"cytonym(\.|$)")
     warnings.showwarning = lambda message, *_args, **_kwargs: log.warning("warning: %s", message)
-    for name in ("squidpy", "spatialdata", "ome_zarr", "lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in (
+        "ome_zarr",
+        "squidpy",
+        "spatialdata",
+        "spatialdata._logging",
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["PYTHONWARNINGS"] = "ignore"  # of worker processes

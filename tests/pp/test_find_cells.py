@@ -15,6 +15,7 @@ from spatialdata.transformations import get_transformation
 import cytonym as cy
 from cytonym.data.source import image_sources, resolve
 from cytonym.pp._blobs import _thin, find_blobs
+from cytonym.pp._nuclear import nuclear_channels, nucleus_diameter
 
 
 def nuclei(shape=(150, 130), n=40, diameter=9.0, seed=0) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +131,17 @@ def test_errors():
     before = list(sdata.shapes)
     with pytest.raises(ValueError, match=re.escape("No cell found in ['image']: channel(s) ['none'] have no maxima")):
         cy.pp.find_cells(sdata, "none", diameter_px=9)
-    with pytest.raises(ValueError, match="pixel size of image 'image' is unknown .* Give `diameter_px`"):
-        cy.pp.find_cells(sdata, "DNA")
+    with pytest.raises(
+        ValueError, match="pixel size of image 'image' is unknown .* Leave it out, or give `diameter_px`"
+    ):
+        cy.pp.find_cells(sdata, "DNA", diameter_um=8)
+    with pytest.raises(
+        ValueError, match=r"no size of nuclei stands out in channel\(s\) \['none'\]. Give `diameter_px`"
+    ):
+        cy.pp.find_cells(sdata, "none")
+    unnamed = cy.io.from_arrays(plane[None], channels=["CD8"])
+    with pytest.raises(ValueError, match=r"No channel of image 'image' has the name of a nuclear stain .*\['CD8'\]"):
+        cy.pp.find_cells(unnamed, diameter_px=9)
     with pytest.raises(KeyError, match="No channel .*HH3.* in image 'image'. Available"):
         cy.pp.find_cells(sdata, "HH3", diameter_px=9)
     with pytest.raises(ValueError, match="`method` must be one of .*'log', 'maxima'.*, got 'dog'"):
@@ -154,6 +164,72 @@ def test_errors():
 @pytest.mark.parametrize("value", [0.0, 7.0, 0.1])
 def test_flat_image_has_no_cell(value, method):
     assert not len(find_blobs(source_of(np.full((60, 50), value)), 8.0, method=method).y)
+
+
+@pytest.mark.parametrize(
+    ("channels", "nuclear"),
+    [
+        (["CD8", "DAPI"], ["DAPI"]),
+        (["DNA_1", "CD3", "DNA_2", "CD8", "DNA_3"], ["DNA_1"]),  # cycles: the first
+        (["Hoechst 33342", "DNA"], ["Hoechst 33342"]),
+        (["191Ir", "H3", "193Ir"], ["191Ir", "193Ir"]),
+        (["DNA1(Ir191Di)", "DNA2(Ir193Di)", "HistoneH3"], ["DNA1(Ir191Di)", "DNA2(Ir193Di)"]),
+        (["dsDNA", "Histone H3", "CD4"], ["Histone H3"]),
+        (["dsDNA", "CD4"], ["dsDNA"]),
+        (["HH3", "H3K9Ac", "Nuc"], ["HH3"]),
+        (["CD4", "Nuclei"], ["Nuclei"]),
+        (["H3K27me3", "pH3", "p-H3", "phospho Histone H3", "CD31", "Nucleolin", "mtDNA", "CDH3"], []),
+    ],
+)
+def test_nuclear_channels_by_name(channels, nuclear):
+    assert nuclear_channels(channels) == nuclear
+
+
+def test_channel_by_name_is_told(caplog):
+    plane, truth = nuclei()
+    sdata = cy.io.from_arrays(np.stack([plane * 0, plane, plane]), channels=["CD8", "191Ir", "193Ir"])
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        cy.pp.find_cells(sdata, diameter_px=9)
+    assert "image: nuclear channel 191Ir + 193Ir, by name." in caplog.text
+    assert len(sdata["centers"]) == len(truth)
+
+
+@pytest.mark.parametrize("diameter", [7.0, 12.0, 28.0])
+def test_size_of_nuclei_from_the_image(diameter, caplog):
+    plane, truth = nuclei(shape=(int(16 * diameter), int(14 * diameter)), n=45, diameter=diameter)
+    told = nucleus_diameter([source_of(plane)])
+    assert told == pytest.approx(diameter, rel=0.25)
+    assert nucleus_diameter([source_of(plane / 255)]) == pytest.approx(told)  # units do not matter
+    sdata = cy.io.from_arrays(plane[None], channels=["DNA"])
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        cy.pp.find_cells(sdata)
+    assert f"pixel size unknown; nuclei look {told:.1f} px wide" in caplog.text
+    assert len(sdata["centers"]) == pytest.approx(len(truth), abs=4)
+
+
+def test_no_size_in_noise_or_nothing():
+    noise = np.random.default_rng(0).poisson(20, (200, 200))
+    for plane in (noise, noise * 0, noise[:9, :9]):
+        assert nucleus_diameter([source_of(plane)]) is None
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "f1"), [("mibi_tb_granuloma", 0.74), ("codex_lymphoid_crop", 0.83), ("imc_pancreas", 0.82)]
+)
+def test_real_fields_with_nothing_said(real_data, name, f1):
+    """A looser matching than that of the benchmark, so that a fall is seen and nothing else."""
+    sdata = cy.io.read_tiffs(real_data(name))
+    cy.pp.find_cells(sdata)
+    found = matched = cells = 0
+    for truth in resolve(sdata, image_key=list(sdata.images), labels_key=list(sdata.labels)):
+        key = "centers" if len(sdata.images) == 1 else truth.image_key.replace("image", "centers")
+        at = resolve(sdata, image_key=truth.image_key, shapes_key=key)[0].centers
+        assert truth.labels is not None
+        labels = truth.labels.read(0, truth.shape[1], 0, truth.shape[2])[tuple(at.astype(int).T)]
+        matched += len(np.unique(labels[labels > 0]))
+        found, cells = found + len(at), cells + len(truth.centers)
+    assert 2 * matched / (found + cells) > f1 - 0.04
 
 
 @pytest.mark.real_data

@@ -115,11 +115,11 @@ def _maps(plane: np.ndarray, diameter: float, method: str) -> tuple[np.ndarray, 
         return response, response - brightness, brightness
     response = np.full_like(root, -np.inf)
     for scale in SIGMAS:
-        np.maximum(response, _blobness(root, scale * diameter), out=response)
+        np.maximum(response, blobness(root, scale * diameter), out=response)
     return response, response, brightness
 
 
-def _blobness(root: np.ndarray, sigma: float) -> np.ndarray:
+def blobness(root: np.ndarray, sigma: float) -> np.ndarray:
     """-s^2 * Laplacian of Gaussian. Unlike scipy's, its weights add up to zero: a flat bright area answers nothing."""
     reach = int(TRUNCATE * sigma + 0.5)
     x = np.arange(-reach, reach + 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from spatialdata.transformations import get_transformation
@@ -13,6 +14,7 @@ from xarray import DataTree
 from cytonym.data.elements import centers_element
 from cytonym.data.source import image_sources
 from cytonym.pp._blobs import find_blobs
+from cytonym.pp._nuclear import nuclear_channels, nucleus_diameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +27,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cytonym")
 
 METHODS = ("log", "maxima")
+DIAMETER_UM = 8.0
+"""A nucleus of a lymphocyte or an epithelial cell in a section."""
 
 
 def find_cells(
     sdata: SpatialData,
-    channel: str | Sequence[str],
+    channel: str | Sequence[str] | None = None,
     *,
     method: Literal["log", "maxima"] = "log",
-    diameter_um: float = 8.0,
+    diameter_um: float | None = None,
     diameter_px: float | None = None,
     threshold: float = 0.1,
     key_added: str = "centers",
@@ -44,22 +48,25 @@ def find_cells(
 
     Images are read tile by tile; the result does not depend on the tiles. All settings are relative to the image's own
     intensities, so counts, 8 and 16 bit and [0, 1] need no other values. On three fields with masks the defaults reach
-    F1 0.77 to 0.84 (see the page on benchmarks); the diameter matters most: a quarter too small or a third too large
-    costs about 0.06.
+    F1 0.76 to 0.85 (see the page on benchmarks). The diameter matters most: a quarter too small or a third too large costs
+    about 0.06.
 
     Parameters
     ----------
     sdata
         Images.
     channel
-        Nuclear channel, or several, whose intensities are added up.
+        Nuclear channel, or several, whose intensities are added up. By default those whose names say so, in this order:
+        DAPI, Hoechst, DRAQ5 or SYTOX; DNA or iridium 191 and 193; histone H3; dsDNA; nuclei. The choice is logged.
     method
         `"log"`: maxima of the Laplacian of Gaussian over three scales. `"maxima"`: maxima of the smoothed image; finds
         fewer of the cells that touch.
     diameter_um
-        Diameter of a nucleus in micrometres, for images whose pixel size is known.
+        Diameter of a nucleus in micrometres, for images whose pixel size is known; 8 by default.
     diameter_px
-        The same in pixels of the image; takes precedence. Needed where the pixel size is unknown.
+        The same in pixels of the image; takes precedence. By default it follows from `diameter_um`; where the pixel size
+        is unknown, it is the size that stands out in the images (the scale at which the Laplacian of Gaussian has most
+        energy), and is logged.
     threshold
         Least answer of a cell over the typical one, from 0 (every maximum) to about 0.5 (only what stands out).
     key_added
@@ -81,7 +88,8 @@ def find_cells(
     KeyError
         No such image or channel.
     ValueError
-        No cell in any image, the pixel size is unknown and `diameter_px` not given, or pixels are NaN.
+        No cell in any image, no channel with the name of a nuclear stain, no size that stands out, pixels that are NaN, or
+        `diameter_um` for an image of unknown pixel size.
 
     Examples
     --------
@@ -101,11 +109,12 @@ def find_cells(
     if not threshold >= 0:
         msg = f"`threshold` must be at least 0, got {threshold}."
         raise ValueError(msg)
-    channels = [channel] if isinstance(channel, str) else list(channel)
-    sources = image_sources(
-        sdata, image_key=image_key, coordinate_system=coordinate_system, scale=scale, channels=channels
-    )
-    diameters = [_diameter(source, diameter_px, diameter_um) for source in sources]
+    where: Any = {"image_key": image_key, "coordinate_system": coordinate_system, "scale": scale}
+    channels = [channel] if isinstance(channel, str) else None if channel is None else list(channel)
+    sources = image_sources(sdata, channels=channels, **where)
+    if channels is None:
+        sources = [_nuclear(source) for source in sources]
+    diameters = _diameters(sources, diameter_px, diameter_um)
     elements = {}
     empty = []
     for source, diameter in zip(sources, diameters, strict=True):
@@ -122,8 +131,9 @@ def find_cells(
         elements[key] = _circles(sdata, source, points, diameter, scale)
         logger.info("%s: %d cells found.", source.image_key, len(points))
     if not elements:
+        used = list(dict.fromkeys(name for source in sources for name in source.channels))
         msg = (
-            f"No cell found in {[source.image_key for source in sources]}: channel(s) {channels} have no maxima above the "
+            f"No cell found in {[source.image_key for source in sources]}: channel(s) {used} have no maxima above the "
             "threshold. Look at the channel, and at `diameter_px` and `threshold`."
         )
         raise ValueError(msg)
@@ -135,23 +145,59 @@ def find_cells(
         sdata.shapes[key] = element
 
 
-def _diameter(source: CellSource, diameter_px: float | None, diameter_um: float) -> float:
-    """Diameter in pixels of the image."""
-    name, value = ("diameter_px", diameter_px) if diameter_px is not None else ("diameter_um", diameter_um)
-    if not value > 0:
-        msg = f"`{name}` must be positive, got {value}."
-        raise ValueError(msg)
-    if diameter_px is None and source.pixel_size is None:
+def _nuclear(source: CellSource) -> CellSource:
+    """The same image with the channels that its names say are nuclear."""
+    names = nuclear_channels(source.channels)
+    if not names:
         msg = (
-            f"The pixel size of image {source.image_key!r} is unknown (it has an identity transformation, or another scale "
-            "along y than along x), so `diameter_um` has no meaning. Give `diameter_px`: measure a nucleus in the image."
+            f"No channel of image {source.image_key!r} has the name of a nuclear stain (DAPI, Hoechst, DNA, Ir191, H3, …). "
+            f"Name one, or several, by `channel`. Available: {list(source.channels)}."
         )
         raise ValueError(msg)
-    pixels = float(value) if diameter_px is not None else float(value) / float(source.pixel_size or 1.0)
-    if pixels < 3:
-        msg = f"A nucleus of {pixels:.2g} pixels is too small to be found in image {source.image_key!r}; at least 3 are needed."
+    logger.info("%s: nuclear channel %s, by name.", source.image_key, " + ".join(names))
+    index = [source.channels.index(name) for name in names]
+    return replace(source, channels=tuple(names), channel_index=source.channel_index[index])
+
+
+def _diameters(sources: Sequence[CellSource], diameter_px: float | None, diameter_um: float | None) -> list[float]:
+    """Diameter in pixels of each image: as given, by its pixel size, or as the images of unknown pixel size tell."""
+    for name, value in (("diameter_px", diameter_px), ("diameter_um", diameter_um)):
+        if value is not None and not value > 0:
+            msg = f"`{name}` must be positive, got {value}."
+            raise ValueError(msg)
+    unknown = [] if diameter_px is not None else [source for source in sources if source.pixel_size is None]
+    if unknown and diameter_um is not None:
+        msg = (
+            f"The pixel size of image {unknown[0].image_key!r} is unknown (it has an identity transformation, or another "
+            "scale along y than along x), so `diameter_um` has no meaning. Leave it out, or give `diameter_px`."
+        )
         raise ValueError(msg)
-    return pixels
+    told = nucleus_diameter(unknown) if unknown else None
+    if unknown and told is None:
+        msg = (
+            f"The pixel size of image {unknown[0].image_key!r} is unknown, and no size of nuclei stands out in channel(s) "
+            f"{list(unknown[0].channels)}. Give `diameter_px`: measure a nucleus in the image."
+        )
+        raise ValueError(msg)
+    if told is not None:
+        names = [source.image_key for source in unknown]
+        logger.info("%s: pixel size unknown; nuclei look %.1f px wide (`diameter_px`).", ", ".join(names), told)
+    diameters = []
+    for source in sources:
+        if diameter_px is not None:
+            pixels = float(diameter_px)
+        elif source.pixel_size is not None:
+            pixels = float(diameter_um or DIAMETER_UM) / source.pixel_size
+        else:
+            pixels = float(told or 0)
+        if pixels < 3:
+            msg = (
+                f"A nucleus of {pixels:.2g} pixels is too small to be found in image {source.image_key!r}; at least 3 are "
+                "needed."
+            )
+            raise ValueError(msg)
+        diameters.append(pixels)
+    return diameters
 
 
 def _element_key(sdata: SpatialData, image_key: str, key_added: str) -> str:

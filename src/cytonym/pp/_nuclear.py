@@ -1,0 +1,117 @@
+"""What an image says by itself about its nuclei: in which channels they are, and how large."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cytonym.pp._blobs import blobness
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cytonym.data.source import CellSource
+
+# In order of preference. Of two of a kind, such as the isotopes of iridium, both are taken; of more, as in cyclic stains,
+# the first.
+KINDS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?<![a-z])(dapi|hoechst|draq[ _-]?5|sytox)",
+        r"(?<![a-z])dna|(?<![a-z])ir[ _-]?19[13](?!\d)|(?<!\d)19[13][ _-]?ir(?![a-z])|intercalator|iridium",
+        r"(?<![a-z0-9])(h?h3|histone[ _-]?h?3?)(?![a-z0-9])",
+        r"dsdna",
+        r"(?<![a-z])nuc(lei|leus|lear)?(?![a-z])",
+    )
+)
+PHOSPHORYLATED = re.compile(r"(?<![a-z])p(hospho\w*)?[ _-]*(h?h3|histone)")  # in dividing cells only
+
+DIAMETERS = np.geomspace(4, 64, 25)
+"""Diameters [px] among which the size of nuclei is looked for."""
+BLOB_SIGMA = 0.354
+"""Scale at which a disc of diameter 1 answers most to the Laplacian of Gaussian: 1 / sqrt(8)."""
+CROPS, CROP_PX = 16, 384  # at most so many squares of the images, of this side, are looked at
+
+
+def nuclear_channels(channels: Sequence[str]) -> list[str]:
+    """The channels that their names say are nuclear; empty where none does.
+
+    Examples
+    --------
+    >>> from cytonym.pp._nuclear import nuclear_channels
+    >>> nuclear_channels(["CD8", "DNA1(Ir191)", "DNA2(Ir193)", "Histone H3", "H3K27me3"])
+    ['DNA1(Ir191)', 'DNA2(Ir193)']
+    """
+    for kind in KINDS:
+        found = [c for c in channels if kind.search(c.lower()) and not PHOSPHORYLATED.search(c.lower())]
+        if found:
+            return found if len(found) == 2 else found[:1]
+    return []
+
+
+def nucleus_diameter(sources: Sequence[CellSource]) -> float | None:
+    """Diameter of the nuclei in pixels, as the images themselves tell.
+
+    The Laplacian of Gaussian, normalised by its scale, has most energy where its scale fits what is in the image (scale
+    selection, Lindeberg 1998). The energies are averaged over up to sixteen squares, or one an image, spread evenly over
+    the images.
+
+    Parameters
+    ----------
+    sources
+        Images of one pixel size, with their nuclear channels.
+
+    Returns
+    -------
+    Diameter in pixels, or None where no size stands out.
+    """
+    total = np.zeros(len(DIAMETERS))
+    for source in sources:
+        squares, pixels = np.zeros(len(DIAMETERS)), np.zeros(len(DIAMETERS))
+        for plane in _crops(source, -(-CROPS // len(sources))):
+            root = np.sqrt(np.clip(plane, 0, None))
+            step = 1
+            for i, diameter in enumerate(DIAMETERS):
+                if diameter > min(plane.shape) / 3:
+                    break
+                while diameter / step > 16:  # large blobs are as well seen on a smaller image
+                    root, step = _half(root), 2 * step
+                answer = blobness(root, BLOB_SIGMA * diameter / step)
+                squares[i] += np.square(answer).sum() * step**2
+                pixels[i] += answer.size * step**2
+        energy = np.sqrt(squares / np.maximum(pixels, 1))
+        if energy.max() > 0:
+            total += energy / energy.max()
+    inner = np.arange(1, len(total) - 1)
+    peaks = inner[(total[inner] > total[inner - 1]) & (total[inner] >= total[inner + 1]) & (total[inner + 1] > 0)]
+    if not len(peaks):
+        return None
+    best = peaks[np.argmax(total[peaks])]
+    before, at, after = total[best - 1 : best + 2]
+    shift = 0.5 * (before - after) / (before - 2 * at + after)  # top of the parabola through three points
+    return float(DIAMETERS[best] * (DIAMETERS[1] / DIAMETERS[0]) ** shift)
+
+
+def _crops(source: CellSource, n: int) -> list[np.ndarray]:
+    """Sums of the channels [h, w] in up to n squares spread evenly over the image."""
+    _, height, width = source.shape
+    rows, columns = (
+        np.linspace(0, max(side - CROP_PX, 0), -(-side // CROP_PX)).astype(int).tolist() for side in (height, width)
+    )
+    corners = [(y, x) for y in rows for x in columns]
+    crops = []
+    for i in np.unique(np.linspace(0, len(corners) - 1, n + 2)[1:-1].round().astype(int)):
+        y, x = corners[i]
+        box = slice(y, y + CROP_PX), slice(x, x + CROP_PX)
+        planes = [np.asarray(source.pixels[(int(c), *box)], dtype=np.float64) for c in source.channel_index]
+        crops.append(np.nan_to_num(np.sum(planes, axis=0), nan=0.0, posinf=0.0, neginf=0.0))
+    return crops
+
+
+def _half(plane: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels."""
+    height, width = (side // 2 * 2 for side in plane.shape)
+    plane = plane[:height, :width]
+    return (plane[::2, ::2] + plane[1::2, ::2] + plane[::2, 1::2] + plane[1::2, 1::2]) / 4

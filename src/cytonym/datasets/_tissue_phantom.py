@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -14,16 +15,15 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Scale
 
+from cytonym._shared import seed_of
 from cytonym.data.elements import centers_element
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.datasets._presets import PRESETS, CellType, Preset
 from cytonym.datasets._tissue import Tissue
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 CELL_SPACING_UM = 10.5  # centre to centre, of a dense tissue
+LEAST_AREA_UM2 = 16.0  # an image cannot give its cells less
 IN_MEMORY = 2**28  # pixels over all channels, up to which a phantom without `path` is drawn at once
 
 
@@ -103,7 +103,9 @@ def tissue_phantom(
     KeyError
         The preset is unknown.
     ValueError
-        A number is out of range.
+        A number is out of range, or the cells do not fit into the image.
+    FileExistsError
+        `path` exists.
 
     Examples
     --------
@@ -123,9 +125,28 @@ def tissue_phantom(
         if not number > 0:
             msg = f"`{name}` must be positive, got {number}."
             raise ValueError(msg)
-    seed = int(rng) if isinstance(rng, (int, np.integer)) else int(np.random.default_rng(rng).integers(2**31))
+    for name, number in (
+        ("staining_shift", staining_shift), ("spillover", spillover), ("background", background), ("blur_px", blur_px),
+        ("intensity_cv", intensity_cv),
+    ):  # fmt: skip
+        if not number >= 0:
+            msg = f"`{name}` must be at least 0, got {number}."
+            raise ValueError(msg)
+    if len(chunks) != 3 or min(chunks) < 1:
+        msg = f"`chunks` must be three numbers of at least 1, (channels, rows, columns), got {chunks}."
+        raise ValueError(msg)
+    if path is not None and Path(path).exists():
+        msg = f"{str(path)!r} exists. Choose another path, or remove it first."
+        raise FileExistsError(msg)
+    seed = seed_of(rng)
     panel = _with_markers(PRESETS[preset], n_markers)
     side = size_px or math.ceil(math.sqrt(n_cells) * CELL_SPACING_UM / pixel_size)
+    if n_cells * LEAST_AREA_UM2 > (side * pixel_size) ** 2:
+        msg = (
+            f"{n_cells} cells do not fit into {side} x {side} px of {pixel_size:g} micrometres: they would cover each other. "
+            "Leave `size_px` out for a dense tissue."
+        )
+        raise ValueError(msg)
     place = {"global": Scale([pixel_size, pixel_size], axes=("x", "y"))}
     elements: dict[str, Any] = {}
     truth = []

@@ -327,8 +327,7 @@ def _scores(adata: AnnData, markers: Sequence[str], truth: str, seed: int) -> pd
 
     A cluster is named after the type that most of its cells have: the best name that an expert could give it.
     """
-    known = adata.obs[truth].notna().to_numpy()
-    if not known.any():
+    if adata.obs[truth].isna().all():
         logger.warning("No cell has a known type in column %r; nothing is compared.", truth)
         return None
     measured = adata.obsm["mean_intensity"] if "mean_intensity" in adata.obsm else adata.to_df()
@@ -339,8 +338,7 @@ def _scores(adata: AnnData, markers: Sequence[str], truth: str, seed: int) -> pd
     cy.tl.cluster_cells(baseline, use_rep="means", n_neighbors=k, rng=seed, key_added=CLUSTERS)
     rows = {}
     for name, table in (("NeXtMarker", adata), ("mean intensity", baseline)):
-        types = table.obs.loc[known].groupby(CLUSTERS, observed=True)[truth].agg(lambda t: t.value_counts().idxmax())
-        table.obs[NAMED] = pd.Categorical(table.obs[CLUSTERS].map(types).astype(object))
+        table.obs[NAMED] = _majority(table.obs[CLUSTERS], adata.obs[truth])
         result = cy.tl.compare_labels(table, truth, NAMED)
         rows[name] = {
             "agreement": result.agreement,
@@ -349,6 +347,13 @@ def _scores(adata: AnnData, markers: Sequence[str], truth: str, seed: int) -> pd
             "clusters": table.obs[CLUSTERS].nunique(),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _majority(clusters: pd.Series, types: pd.Series) -> pd.Categorical:
+    """Name of each cell's cluster: the type that most of its cells have, none for a cluster without known types."""
+    counts = pd.crosstab(clusters.astype(str), types.astype(object).map(str, na_action="ignore"))
+    # through a dict: mapping a categorical by a categorical series mixes the names up (pandas 2.3)
+    return pd.Categorical(clusters.astype(str).map(counts.idxmax(axis=1).to_dict()))
 
 
 class _Watch:

@@ -36,6 +36,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "figure.facecolor": "white",
     "axes.grid": False,
+    "text.parse_math": False,  # a dollar in the name of a marker is a dollar
 }
 
 
@@ -88,7 +89,7 @@ TEXT = {
         "A marker that defines a phenotype lights up one region and little else. Distances between far regions mean little.",
     ),
     "cells": (
-        "Cells drawn at random from each cluster, in the same colours and contrast throughout.",
+        "Cells drawn at random from each cluster, in the same colours and contrast throughout. Grey lies beyond the image.",
         "This is the test that counts: do cells of a row look alike, and different from other rows? Signal that belongs to the "
         "neighbour rather than to the cell in the middle is spill-over.",
     ),
@@ -186,7 +187,7 @@ def _table(found: Run, colors: dict[str, str]) -> str:
         return ""
     rows = []
     for group, markers in found.top.items():
-        leading = ", ".join(f"{escape(m)} {auroc:.2f}" for m, auroc in markers.items())
+        leading = ", ".join(f"{escape(m)} {auroc:.2f}" for m, auroc in markers.items()) or "none"
         name = "left over" if group == "-1" else group
         swatch = f'<span class="swatch" style="background:{colors[group]}"></span>'
         share = f"{100 * sizes[group] / adata.n_obs:.1f} %"

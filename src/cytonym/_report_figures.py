@@ -76,7 +76,8 @@ def tissue(found: Run, channels: list[str], colors: dict[str, str]) -> Figure:
         ax.spines[:].set_visible(False)
     _key(left, glow)
     counts = cluster[seen].astype(str).value_counts()
-    _key(right, {g: colors[g] for g in colors if g in counts.index})
+    if len(counts) <= 16:  # the whole map below names them, too
+        _key(right, {g: colors[g] for g in colors if g in counts.index})
     plt.close(figure)
     return figure
 
@@ -85,8 +86,8 @@ def _key(ax: Any, colors: dict[str, str]) -> None:
     """Names in their colours, above the axes."""
     handles = [plt.Line2D([], [], marker="s", linestyle="", color=c, label=n) for n, c in colors.items()]
     ax.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(handles), 14), frameon=False,
-        handletextpad=0, columnspacing=0.7, borderaxespad=0.2, borderpad=0,
+        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, ncols=16, frameon=False,
+        handletextpad=0, columnspacing=0.5, borderaxespad=0.2, borderpad=0,
     )  # fmt: skip
 
 
@@ -102,10 +103,10 @@ def umap(adata: AnnData, markers: list[str], colors: dict[str, str]) -> Figure:
 
 def gallery(found: Run, markers: list[str]) -> Figure:
     sizes = found.adata.obs[CLUSTERS].value_counts()
-    groups = [str(g) for g in sizes.index if sizes[g] > 0][:12]
+    groups = [str(g) for g in sizes.index if sizes[g] > 0][:16]
     size_px = max(20, 2 * found.model.window_px)
     return cy.pl.patches(
-        found.sdata, glow_colors(found, markers), groupby=CLUSTERS, groups=groups, n=12, size_px=size_px
+        found.sdata, glow_colors(found, markers), groupby=CLUSTERS, groups=groups, n=11, size_px=size_px
     )
 
 
@@ -134,9 +135,9 @@ def maps(found: Run, colors: dict[str, str]) -> Figure:
     rows = -(-len(names) // columns)
     points = {name: adata.obsm["spatial"][(region == name).to_numpy()] for name in names}
     shape = float(np.median([np.ptp(xy[:, 1]) / max(np.ptp(xy[:, 0]), 1e-9) for xy in points.values()]))
-    width = {1: min(6.0, 8 / max(shape, 0.2)), 2: 4.8, 3: 3.4}[columns]
+    width = {1: min(7.0, 5.6 / max(shape, 0.2)), 2: 4.4, 3: 3.2}[columns]
     height = min(width * float(np.clip(shape, 0.3, 2)), 8)
-    figure = plt.figure(figsize=(width * columns, (height + 0.25) * rows + 0.5), layout="constrained")
+    figure = plt.figure(figsize=(max(width * columns, 6.5), (height + 0.25) * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -146,6 +147,7 @@ def maps(found: Run, colors: dict[str, str]) -> Figure:
         size = float(np.clip((0.55 * spacing) ** 2, 0.6, 60))
         ax.scatter(*xy.T, s=size, c=[colors[c] for c in cluster], linewidths=0)
         ax.set(aspect="equal", title=_short(name) if len(names) > 1 else "")
+        ax.margins(0.02)
         ax.invert_yaxis()
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=c, label=g) for g, c in colors.items()]
     figure.legend(

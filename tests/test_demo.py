@@ -1,0 +1,177 @@
+"""The demonstration: its parts, and one run over a small tissue from a store to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+import torch
+
+import cytonym as cy
+
+mpl.use("Agg")
+torch.set_num_threads(1)
+
+with warnings.catch_warnings():  # what these packages warn of on import is not ours
+    warnings.simplefilter("ignore")
+    import scanpy  # noqa: F401
+    import squidpy  # noqa: F401
+
+    from cytonym import _demo
+    from cytonym._report import write_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:n_jobs value:UserWarning"),  # umap, where a seed is given
+]
+
+HOSTILE = "<script>alert('x')</script>"
+DOLLARS = r"CD4 $\frac$ & <b>"
+
+
+def tissue(**settings: object) -> sd.SpatialData:
+    return cy.datasets.tissue_phantom(n_cells=60, size_px=84, rng=0, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[_demo.Run, Path, str]:
+    """A run on two samples with names that are no good for a web page."""
+    out = tmp_path_factory.mktemp("demo")
+    sdata = tissue(n_samples=2)
+    for name in list(sdata.images):
+        image = sdata.images.pop(name)
+        sdata.images[name] = image.assign_coords(c=[DOLLARS if c == "CD4" else str(c) for c in image.c.to_numpy()])
+    sdata["table"].obs["cell_type"] = sdata["table"].obs["cell_type"].cat.rename_categories({"B": HOSTILE})
+    found = _demo.run(sdata, out, source=f"a {HOSTILE} & more", steps=3, seed=0, device="cpu")
+    report = write_report(found, out / "report.html")
+    return found, out, report.read_text(encoding="utf-8")
+
+
+def test_run_writes_store_model_and_numbers(page: tuple[_demo.Run, Path, str]) -> None:
+    found, out, _ = page
+    assert sorted(p.name for p in out.iterdir()) == ["model", "report.html", "tissue.zarr"]
+    table = sd.read_zarr(out / "tissue.zarr")["table"]
+    assert table.n_obs == 120
+    assert {"X_nextmarker", "nextmarker_attributions", "X_umap", "spatial"} <= set(table.obsm)
+    assert {"phenograph", "named_phenotype", "cell_type"} <= set(table.obs)
+    assert cy.models.load(out / "model").markers == found.model.markers
+
+    numbers = json.loads(json.dumps(_demo.summary(found)))
+    assert numbers["cells"] == 120
+    assert numbers["images"] == 2
+    assert numbers["markers"] == 12
+    assert numbers["truth"] == "cell_type"
+    assert set(numbers["scores"]) == {"NeXtMarker", "mean intensity"}
+    assert 0.3 < numbers["scores"]["NeXtMarker"]["agreement"] <= 1
+    assert {"train", "embed", "write"} <= set(numbers["seconds"])
+
+
+def test_page_has_all_figures_and_needs_no_other_file(page: tuple[_demo.Run, Path, str]) -> None:
+    _, _, html = page
+    sections = re.findall(r'<section id="(\w+)">', html)
+    shown = ["tissue", "clusters", "umap", "map", "cells", "truth", "near", "normalization", "training"]
+    assert [s for s in sections if s != "near"] == [s for s in shown if s != "near"] + ["parameters", "next"]
+    assert html.count("<img ") == len(sections) - 2
+    assert all(f'href="#{s}"' in html for s in sections)
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+
+
+def test_page_escapes_what_comes_from_the_data(page: tuple[_demo.Run, Path, str]) -> None:
+    found, _, html = page
+    assert DOLLARS in found.model.markers
+    assert HOSTILE in set(found.adata.obs["cell_type"])
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "a &lt;script&gt;" in html
+    assert r"CD4 $\frac$ &amp; &lt;b&gt;" in html
+
+
+def test_an_interrupt_leaves_the_old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "tissue.zarr"
+    tissue().write(old)
+
+    def stop(*_args: object, **_settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cy.tl, "fit_encoder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _demo.run(tissue(n_samples=2), tmp_path, source="x", steps=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["tissue.zarr"]
+    assert list(sd.read_zarr(old).images) == ["image"]
+
+
+def test_found_cells_take_the_type_of_the_mask_under_them() -> None:
+    sdata = tissue()
+    found = _demo._find_cells(sdata, "DNA", None, "cell_type")
+    assert list(found.shapes) == ["centers"]
+    assert not found.labels
+    types = found["table"].obs["cell_type"]
+    assert types.notna().mean() > 0.7
+    mask, known = np.asarray(sdata["cells"]), sdata["table"].obs.set_index("instance_id")["cell_type"]
+    xy = found["table"].obsm["spatial"]
+    for (x, y), name in zip(xy, types, strict=True):
+        label = mask[int(y), int(x)]
+        assert (pd.isna(name) and label == 0) or name == known[label]
+
+
+def test_finding_cells_needs_a_channel_and_a_scale() -> None:
+    flat = cy.io.from_arrays(np.random.default_rng(0).random((2, 40, 40)), channels=["CD3", "CD8"])
+    with pytest.raises(ValueError, match=r"No channel looks like a nuclear one .*'CD3', 'CD8'.* --nuclear"):
+        _demo._nuclear_channel(flat)
+    with pytest.raises(KeyError, match="No channel 'DNA' to find cells in. Available:"):
+        _demo._find_cells(flat, "DNA", None, None)
+    with pytest.raises(ValueError, match=r"size of a pixel is unknown in \['image'\].*--diameter-px.*--pixel-size"):
+        _demo._find_cells(flat, "CD3", None, None)
+
+
+def test_clusters_are_named_after_most_of_their_cells() -> None:
+    clusters = pd.Series(list("0011220"), dtype="category")
+    types = pd.Series(["T", "T", "B", "B", None, None, "B"], dtype="category")
+    assert list(_demo._majority(clusters, types)) == ["T", "T", "B", "B", np.nan, np.nan, "T"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DNA", "DNA1", "dsDNA", "DAPI", "Hoechst 33342", "HH3", "H3", "Histone H3", "Nuc", "Nuclei", "Ir191", "DRAQ5"],
+)
+def test_nuclear_channels_by_name(name: str) -> None:
+    assert _demo.NUCLEAR.search(name)
+
+
+@pytest.mark.parametrize("name", ["CD3", "CD8", "panCK", "Nucleolin", "pH2AX", "H3K27me3", "Ki67", "BCL6", "IR"])
+def test_other_channels_by_name(name: str) -> None:
+    assert not _demo.NUCLEAR.search(name)
+
+
+def test_choose_channels() -> None:
+    names = ["DNA", "CD3", "CD4, total", "Au"]
+    assert _demo.choose_channels(names, None, None) is None
+    assert _demo.choose_channels(names, [], ["Au"]) == ["DNA", "CD3", "CD4, total"]
+    assert _demo.choose_channels(names, ["CD3,DNA"], None) == ["CD3", "DNA"]
+    assert _demo.choose_channels(names, ["CD4, total", "CD3"], None) == ["CD4, total", "CD3"]
+    with pytest.raises(KeyError, match="No channel 'Fe'. Available: .*'DNA', 'CD3', 'CD4, total', 'Au'"):
+        _demo.choose_channels(names, None, ["Au,Fe"])
+    with pytest.raises(ValueError, match="No channel is left"):
+        _demo.choose_channels(names, ["Au"], ["Au"])
+
+
+def test_leading_markers_share_the_cells_between_them(page: tuple[_demo.Run, Path, str]) -> None:
+    found, _, _ = page
+    groups = list(found.adata.obs["phenograph"].cat.categories)
+    top = dict.fromkeys(groups, {"CD3": 0.9, "CD8": 0.89}) | {groups[-1]: {"CD20": 0.8}}
+    run = _demo.Run(found.sdata, found.model, "x", None, top)
+    expected = ["CD3", "CD20"] if len(groups) > 1 else ["CD20"]
+    assert run.leading_markers(2)[: len(expected)] == expected
+    assert "DNA" not in run.leading_markers(12)

@@ -19,7 +19,7 @@ DTYPES = ["u1", "u2", "i4", "f4", "f8", ">u2", ">f4", "bool", "i8", "f2"]
 def by_hand(pixels: np.ndarray, center: np.ndarray, side: int, edge: str) -> np.ndarray:
     """The window [C, S, S] of one cell."""
     before = side // 2
-    padded = np.pad(pixels, ((0, 0), (before, side), (before, side)), mode=edge)
+    padded = np.pad(pixels, ((0, 0), (before, side), (before, side)), mode=edge)  # type: ignore[call-overload]
     y, x = np.floor(center).astype(int)  # index of the window's first pixel in the padded image
     return padded[:, y : y + side, x : x + side]
 

@@ -314,10 +314,10 @@ def _squares(source: CellSource, share: int, rng: np.random.Generator) -> tuple[
 
 def _read_squares(source: CellSource, squares: np.ndarray, every: int) -> Iterator[np.ndarray]:
     """Pixels [C, n] of the squares, in pieces; each chunk is decoded once."""
-    grid = np.stack(np.meshgrid(*[np.arange(0, SQUARE_PX, 32)] * 2), axis=-1).reshape(-1, 2)
-    size = np.array(source.pixels.shape[1:])
-    near = (squares[:, None] + grid).reshape(-1, 2)
-    for tile in iter_tiles(source.pixels, source.channel_index, near=near[(near < size).all(1)]):
+    grid = np.stack(np.meshgrid(*[np.arange(0, SQUARE_PX, 8)] * 2), axis=-1).reshape(-1, 2)  # no tile is that narrow
+    last = np.array(source.pixels.shape[1:]) - 1  # but the one at the border, maybe
+    near = np.minimum((squares[:, None] + grid).reshape(-1, 2), last)
+    for tile in iter_tiles(source.pixels, source.channel_index, tile_px=SQUARE_PX, near=near):
         for y, x in squares - (tile.y0, tile.x0):
             first = max(y, 0) + -(tile.y0 + max(y, 0)) % every  # the same rows wherever the tile begins
             part = tile.pixels[:, first : max(y + SQUARE_PX, 0) : every, max(x, 0) : max(x + SQUARE_PX, 0)]

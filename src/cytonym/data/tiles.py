@@ -78,7 +78,7 @@ def iter_tiles(
     threads
         Number of reading threads; by default the number of usable cores.
     near
-        Pixels (y, x) [N, 2] that matter. Chunks further than `halo` from all of them are not read, and tiles
+        Pixels (y, x) [N, 2] that matter. Tiles further than `halo` from all of them are not read, and tiles
         without any of them may be left out; what lies further away than `halo` is undefined. Default: the whole image.
 
     Yields

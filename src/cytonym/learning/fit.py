@@ -82,8 +82,8 @@ def fit(
         The encoder, with its initial weights. It is trained in place.
     dataset
         Called with the number of steps already done; yields one batch of raw windows [B, C, S0, S0] a step, channels in
-        the order of ``model.markers``. Must give the same batches every time. With several devices every rank gets
-        the same batches and trains on its share of their rows.
+        the order of ``model.markers``. Must give the same batches every time. With several devices it gives every rank
+        its share of them, as `cytonym.data.loader.TrainingWindows` does.
     recipe
         Steps, learning rate and views.
     seed
@@ -281,7 +281,7 @@ class _Keeper(lightning.Callback):
 
 
 class _Batches:
-    """The dataset from its first step on, read ahead; this rank's share of each batch."""
+    """The dataset from its first step on, read ahead."""
 
     def __init__(self, dataset: Callable[[int], Iterable[Tensor]], start: int, trainer: lightning.Trainer) -> None:
         self.dataset = dataset
@@ -294,12 +294,9 @@ class _Batches:
         return self._reading
 
     def _read(self) -> Iterator[Tensor]:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
         pin = self.trainer.strategy.root_device.type == "cuda"
         for batch in read_ahead(self.dataset(self.start)):
-            share = len(batch) // world
-            mine = batch[rank * share : (rank + 1) * share]
-            yield mine.pin_memory() if pin else mine
+            yield batch.pin_memory() if pin else batch
 
     def close(self) -> None:
         """Stop reading."""

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cytonym.data.names import with_marker_names
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -28,7 +30,8 @@ def markers(adata: AnnData, key: str | None = None) -> AnnData:
     Returns
     -------
     AnnData [cells, markers]
-        `X` are the numbers (float32) and `var_names` the markers. `obs`, `obsm`, `obsp` and `uns` are those of `adata`,
+        `X` are the numbers (float32) and `var_names` the markers, also those with a `/` in their name, which no column
+        of a stored DataFrame may have. `obs`, `obsm`, `obsp` and `uns` are those of `adata`,
         so clusters, a UMAP and colours are there. What is written to the result does not reach `adata`.
 
     Raises
@@ -62,7 +65,7 @@ def markers(adata: AnnData, key: str | None = None) -> AnnData:
 
 
 def marker_frame(adata: AnnData, key: str | None = None) -> pd.DataFrame:
-    """The DataFrame behind `markers` (the object itself, not a copy), checked: one numeric column a marker."""
+    """The DataFrame behind `markers`, not copied, checked: one numeric column a marker, under the marker's own name."""
     frames = [k for k, v in adata.obsm.items() if isinstance(v, pd.DataFrame)]
     if key is None:
         if len(frames) != 1:
@@ -84,7 +87,7 @@ def marker_frame(adata: AnnData, key: str | None = None) -> pd.DataFrame:
     if text:
         msg = f"Columns of `adata.obsm[{key!r}]` that are not numbers: {_listed(text)}."
         raise TypeError(msg)
-    return frame
+    return with_marker_names(frame, key, adata.uns)
 
 
 def labels_of(adata: AnnData, key: str) -> pd.Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 
 import numpy as np
@@ -21,7 +22,7 @@ VERBS = ("fit_encoder", "embed_cells")
 @pytest.fixture(autouse=True)
 def no_training(request, monkeypatch):
     """An error that comes late is an error too."""
-    if "trains" in request.keywords or request.node.get_closest_marker("slow"):
+    if "trains" in request.fixturenames:
         return
 
     def refuse(*args, **kwargs):
@@ -30,6 +31,11 @@ def no_training(request, monkeypatch):
     from cytonym.tl import _fit_encoder
 
     monkeypatch.setattr(_fit_encoder, "fit", refuse)
+
+
+@pytest.fixture
+def trains():
+    """A test that does train, a few steps."""
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +71,43 @@ def test_unknown_image(tissue):
 
 def test_unknown_channel(tissue):
     fails(KeyError, "CD8", tissue(), channels=["DNA", "CD8"])
+    fails(KeyError, "Available: ['DNA', 'CD3', 'CD20']", tissue(), channels=["DNA", "CD8"])
+
+
+def test_channels_that_are_numbers(tissue):
+    sdata = tissue()
+    sdata.images["image"] = Image2DModel.parse(np.asarray(sdata["image"]), dims=("c", "y", "x"))
+    fails(KeyError, "have numbers for names: ['0', '1', '2'], so there is no ['CD3']", sdata, channels=["CD3"])
+    fails(KeyError, "Name them first: sdata.set_channel_names('image', [...])", sdata, channels=["CD3"])
+    fails(TypeError, "Channels are chosen by name, never by number, got [1]", sdata, channels=[1])
+
+
+def test_channel_names_that_repeat(tissue):
+    sdata = tissue()
+    sdata.images["image"] = sdata["image"].assign_coords(c=["DNA", "CD3", "CD3"])
+    fails(ValueError, "Channel names of image 'image' repeat: ['CD3']", sdata)
 
 
 def test_unknown_region(tissue):
     fails(KeyError, "'nuclei'", tissue(), labels_key="nuclei")
+    fails(KeyError, "No labels element 'nuclei' in `sdata.labels`. Available: ['cells']", tissue(), labels_key="nuclei")
+    fails(KeyError, "No shapes element 'discs' in `sdata.shapes`. Available: []", tissue(), shapes_key="discs")
+
+
+def test_unknown_table(tissue, model):
+    sdata = tissue()
+    cy.tl.embed_cells(sdata, model)
+    message = "No table 'tabel' in `sdata.tables`, but ['table'] annotate these cells: choose with `table_key`."
+    fails(KeyError, message, sdata, verbs=["embed_cells"], table_key="tabel", labels_key="cells")
+
+
+def test_unknown_coordinate_system(tissue):
+    fails(ValueError, "No image is in coordinate system 'um'", tissue(), coordinate_system="um")
 
 
 def test_no_cells(tissue):
     sdata = tissue()
+    fails(ValueError, "No cells: sdata has no labels, shapes or points", SpatialData(images=dict(sdata.images)))
     size = sdata["cells"].shape
     sdata.labels["cells"] = Labels2DModel.parse(np.zeros(size, np.int32), dims=("y", "x"))
     fails(ValueError, "No cells", sdata)
@@ -98,6 +133,19 @@ def test_pixels_that_are_no_numbers_when_predicting(tissue, model):
     pixels[1, 7, 9] = np.nan
     with pytest.raises(ValueError, match="CD3"):
         cy.tl.embed_cells(with_pixels(sdata, pixels), model)
+
+
+def test_channel_without_signal_is_neutral_and_reported(tissue, trains, caplog):
+    sdata = tissue()
+    pixels = np.asarray(sdata["image"]).copy()
+    pixels[2] = 0
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        cy.tl.embed_cells(with_pixels(sdata, pixels), steps=2, batch_size=8)
+    assert "Channels without any signal, neutral in the result: ['CD20']." in caplog.text
+    table = sdata["table"]
+    assert (table.obsm["nextmarker_attributions"]["CD20"] == 0).all()
+    assert np.isfinite(table.obsm["X_nextmarker"]).all()
+    assert np.isfinite(table.obsm["nextmarker_attributions"].to_numpy()).all()
 
 
 def test_window_larger_than_image(tissue):
@@ -153,8 +201,9 @@ def test_unknown_method_of_explanation(tissue, model):
 def test_trained_model_and_training_arguments(tissue, model):
     with pytest.raises(ValueError, match="`steps` and `batch_size` are about training"):
         cy.tl.embed_cells(tissue(), model, steps=3)
-    with pytest.raises(ValueError, match="The model reads windows of 10 px, not 12"):
-        cy.tl.embed_cells(tissue(), model, size_px=12)
+    side = model.window_px
+    with pytest.raises(ValueError, match=f"The model reads windows of {side} px, not {side + 2}"):
+        cy.tl.embed_cells(tissue(), model, size_px=side + 2)
     with pytest.raises(TypeError, match="`model` must be a model or the folder of a checkpoint, got int"):
         cy.tl.embed_cells(tissue(), 3)
 

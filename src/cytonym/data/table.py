@@ -10,6 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata.models import TableModel
 
+from cytonym.data.names import with_storable_columns
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -47,7 +49,8 @@ class TableRows:
         Parameters
         ----------
         obs, obsm
-            Values for every row of `table`, in its order; a Series or DataFrame must have its index.
+            Values for every row of `table`, in its order; a Series or DataFrame must have its index. Columns of a
+            DataFrame in `obsm` get names that a store accepts, see `data.names`.
         uns
             Plain entries.
         inplace
@@ -75,10 +78,11 @@ class TableRows:
             target.obsm["spatial"] = self.spatial
         for key, value in (obs or {}).items():
             target.obs[key] = value
-        for key, value in (obsm or {}).items():
-            target.obsm[key] = value
         for key, value in (uns or {}).items():
             target.uns[key] = value
+        for key, value in (obsm or {}).items():
+            frame = isinstance(value, pd.DataFrame)
+            target.obsm[key] = with_storable_columns(value, key, target.uns) if frame else value
         if inplace and (view or self.table_key not in self.sdata.tables):
             _attach(self.sdata, self.table_key, target)
         return target

@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from cytonym.data.names import with_marker_names, with_storable_columns
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.pp._intensities import STATISTICS, cell_intensities
@@ -220,13 +221,15 @@ def _write(
         for name in statistics:
             frame = pd.DataFrame(values[name], index=old.obs_names, columns=markers)
             before = old.obsm.get(f"{name}_intensity")
+            if isinstance(before, pd.DataFrame):
+                before = with_marker_names(before, f"{name}_intensity", old.uns)
             if isinstance(before, pd.DataFrame) and list(before.columns) == markers:
                 frame = frame.where(here[:, None], before)
             obsm[f"{name}_intensity"] = frame
     for name, column in obs.items():
         table.obs[name] = column
     for name, frame in obsm.items():
-        table.obsm[name] = frame
+        table.obsm[name] = with_storable_columns(frame, name, table.uns)
     for name, full in layers.items():
         if name == "mean":
             table.X = full

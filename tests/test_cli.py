@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from click.testing import Result
+    from typer.testing import Result
 
 torch.set_num_threads(1)
 SHORT = ["--steps", "2", "--batch-size", "16", "--device", "cpu"]
@@ -223,7 +223,9 @@ def test_demo_checks_names_and_places(store: Path, tmp_path: Path) -> None:
         "error: No column 'type' in the table of cells. Available: ['cell_type', "
     )
     assert "No channel 'CD99'" in fails("demo", *out, "--channel", "CD99")
-    assert "No channel 'PI' to find cells in" in fails("demo", *out, "--find-cells", "--nuclear", "PI")
+    line = fails("demo", *out, "--find-cells", "--nuclear", "PI")
+    assert "'PI'" in line
+    assert "'DNA'" in line
     assert "leave --pixel-size out" in fails("demo", *out, "--pixel-size", "0.5")
     line = fails("demo", "--data", store, "--out", store.parent)
     assert "which would be replaced" in line

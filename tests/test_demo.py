@@ -114,7 +114,7 @@ def test_an_interrupt_leaves_the_old_store(tmp_path: Path, monkeypatch: pytest.M
 
 def test_found_cells_take_the_type_of_the_mask_under_them() -> None:
     sdata = tissue()
-    found = _demo._find_cells(sdata, "DNA", None, "cell_type")
+    found = _demo._find_cells(sdata, ["DNA"], None, "cell_type")
     assert list(found.shapes) == ["centers"]
     assert not found.labels
     types = found["table"].obs["cell_type"]
@@ -124,16 +124,6 @@ def test_found_cells_take_the_type_of_the_mask_under_them() -> None:
     for (x, y), name in zip(xy, types, strict=True):
         label = mask[int(y), int(x)]
         assert (pd.isna(name) and label == 0) or name == known[label]
-
-
-def test_finding_cells_needs_a_channel_and_a_scale() -> None:
-    flat = cy.io.from_arrays(np.random.default_rng(0).random((2, 40, 40)), channels=["CD3", "CD8"])
-    with pytest.raises(ValueError, match=r"No channel looks like a nuclear one .*'CD3', 'CD8'.* --nuclear"):
-        _demo._nuclear_channel(flat)
-    with pytest.raises(KeyError, match="No channel 'DNA' to find cells in. Available:"):
-        _demo._find_cells(flat, "DNA", None, None)
-    with pytest.raises(ValueError, match=r"size of a pixel is unknown in \['image'\].*--diameter-px.*--pixel-size"):
-        _demo._find_cells(flat, "CD3", None, None)
 
 
 def test_clusters_are_named_after_most_of_their_cells() -> None:

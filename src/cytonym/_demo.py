@@ -19,7 +19,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 import cytonym as cy
-from cytonym.data.source import image_sources, resolve
+from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ class Run:
     """Leading markers of each cluster with their AUROC, large clusters and high values first."""
     scores: pd.DataFrame | None = None
     """Agreement with the known types, one row a representation."""
-    found_in: str | None = None
-    """Channel in which the cells were found, None where they were given."""
+    cells_found: bool = False
+    """Whether the cells were found in a nuclear channel, not given."""
+    stain: str | None = None
+    """Nuclear channel, where one was named."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -63,7 +65,7 @@ class Run:
     @property
     def nuclear(self) -> str | None:
         """A nuclear channel of the images, by its name."""
-        return self.found_in or next((c for c in channel_names(self.sdata) if NUCLEAR.search(c)), None)
+        return self.stain or next((c for c in channel_names(self.sdata) if NUCLEAR.search(c)), None)
 
     def leading_markers(self, n: int) -> list[str]:
         """Up to n markers, not the nuclear one, that together tell as many cells as possible from the others."""
@@ -112,7 +114,7 @@ def choose_channels(
     available: Sequence[str], channel: Iterable[str] | None, without: Iterable[str] | None
 ) -> list[str] | None:
     """The channels asked for, None for all of them. An entry is a name, or several names with commas between."""
-    named, left_out = (_split(names or (), available) for names in (channel, without))
+    named, left_out = (split_names(names or (), available) for names in (channel, without))
     unknown = [name for name in [*named, *left_out] if name not in available]
     if unknown:
         msg = f"No channel {unknown[0]!r}. Available: {list(available)}."
@@ -124,7 +126,8 @@ def choose_channels(
     return chosen if named or left_out else None
 
 
-def _split(entries: Iterable[str], available: Sequence[str]) -> list[str]:
+def split_names(entries: Iterable[str], available: Sequence[str]) -> list[str]:
+    """Names out of entries that are one name, or several with commas between."""
     names: list[str] = []
     for entry in entries:
         names += [entry] if entry in available else [part.strip() for part in entry.split(",") if part.strip()]
@@ -139,7 +142,7 @@ def run(
     channels: Sequence[str] | None = None,
     truth: str | None = None,
     find: bool = False,
-    nuclear: str | None = None,
+    nuclear: Sequence[str] | None = None,
     diameter_px: float | None = None,
     steps: int | None = None,
     size_px: int | None = None,
@@ -161,10 +164,9 @@ def run(
     truth = _truth_column(sdata, truth)
     watch = _Watch()
 
-    found_in = None
-    if find or not (sdata.labels or sdata.shapes or sdata.points):
-        found_in = nuclear or _nuclear_channel(sdata)
-        sdata = _find_cells(sdata, found_in, diameter_px, truth)
+    find = find or not (sdata.labels or sdata.shapes or sdata.points)
+    if find:
+        sdata = _find_cells(sdata, nuclear, diameter_px, truth)
         watch.lap("find cells")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -179,7 +181,8 @@ def run(
         unfinished.rename(store)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    found.sdata, found.source, found.found_in = sd.read_zarr(store), source, found_in
+    found.sdata, found.source, found.cells_found = sd.read_zarr(store), source, find
+    found.stain = next(iter(nuclear or []), None)
     watch.lap("write")
     return found
 
@@ -236,7 +239,7 @@ def summary(found: Run) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "data": found.source,
         "cells": adata.n_obs,
-        "cells_found_in": found.found_in,
+        "cells_found": found.cells_found,
         "images": int(adata.obs[adata.uns["spatialdata_attrs"]["region_key"]].nunique()),
         "markers": len(found.model.markers),
         "clusters": int(adata.obs[CLUSTERS].nunique()),
@@ -253,31 +256,12 @@ def _same_place(a: Any, b: Path) -> bool:
     return b.exists() and b.resolve() == type(b)(str(a)).resolve()
 
 
-def _nuclear_channel(sdata: SpatialData) -> str:
-    names = channel_names(sdata)
-    for name in names:
-        if NUCLEAR.search(name):
-            logger.info("Looking for nuclei in channel %r.", name)
-            return name
-    msg = f"No channel looks like a nuclear one to find cells in: {names}. Name it with --nuclear."
-    raise ValueError(msg)
-
-
-def _find_cells(sdata: SpatialData, nuclear: str, diameter_px: float | None, truth: str | None) -> SpatialData:
+def _find_cells(
+    sdata: SpatialData, nuclear: Sequence[str] | None, diameter_px: float | None, truth: str | None
+) -> SpatialData:
     """The images with centres that were found, and the known types of the masks under them."""
     images = SpatialData(images=dict(sdata.images))
-    if nuclear not in channel_names(images):
-        msg = f"No channel {nuclear!r} to find cells in. Available: {channel_names(images)}."
-        raise KeyError(msg)
-    sizes = {s.image_key: s.pixel_size for s in image_sources(images)}
-    unknown = [key for key, size in sizes.items() if size is None]
-    if diameter_px is None and unknown:
-        msg = (
-            f"The size of a pixel is unknown in {unknown[:3]}, so nuclei of 8 micrometres cannot be looked for. Measure a "
-            "nucleus and give its --diameter-px, or give the --pixel-size in micrometres."
-        )
-        raise ValueError(msg)
-    cy.pp.find_cells(images, nuclear, diameter_px=diameter_px)
+    cy.pp.find_cells(images, nuclear or None, diameter_px=diameter_px)
     rows = open_table(images, resolve(images))
     rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth)})
     return images

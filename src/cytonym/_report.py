@@ -215,6 +215,7 @@ def _parameters(found: Run) -> tuple[str, str, str]:
     rows = [
         ("data", found.source),
         ("markers", ", ".join(model.markers)),
+        ("cells", "found in the nuclear channel" if found.cells_found else "given"),
         ("window", f"{model.window_px} x {model.window_px} pixels around each cell"),
         (
             "training",

@@ -102,9 +102,15 @@ def demo(
             help="Find the cells in the nuclear channel, even where masks or centres are given. Done anyway where none are.",
         ),
     ] = False,
-    nuclear: Annotated[str | None, typer.Option(help="Channel to find cells in. Default: by its name.")] = None,
+    nuclear: Annotated[
+        list[str] | None,
+        typer.Option(help="Channel to find cells in; repeat for several, or a,b,c. Default: by their names."),
+    ] = None,
     diameter_px: Annotated[
-        float | None, typer.Option(help="Diameter of a nucleus in pixels, to find cells. Default: 8 micrometres.")
+        float | None,
+        typer.Option(
+            help="Diameter of a nucleus in pixels, to find cells. Default: 8 micrometres, or as the image tells."
+        ),
     ] = None,
     pixel_size: Annotated[
         float | None, typer.Option(help="Micrometres a pixel, where the TIFF files do not say it.")
@@ -134,9 +140,10 @@ def demo(
             source = "Synthetic tissue"
         else:
             sdata, source = _demo.open_data(data, pixel_size=pixel_size), "/".join(data.resolve().parts[-2:])
+        names = _demo.channel_names(sdata)
         found = _demo.run(
-            sdata, out, source=source, channels=_demo.choose_channels(_demo.channel_names(sdata), channel, without),
-            truth=truth, find=find_cells, nuclear=nuclear, diameter_px=diameter_px, size_px=size_px, steps=steps,
+            sdata, out, source=source, channels=_demo.choose_channels(names, channel, without),
+            truth=truth, find=find_cells, nuclear=_demo.split_names(nuclear or (), names), diameter_px=diameter_px, size_px=size_px, steps=steps,
             seed=seed, device=device,
         )  # fmt: skip
         report = write_report(found, out / "report.html")

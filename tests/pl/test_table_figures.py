@@ -108,12 +108,28 @@ def test_agreement_at_every_size(n_groups):
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), result.fractions)
 
 
+def test_agreement_of_types_and_clusters():
+    """No shared name: clusters stand for their main type, in its order."""
+    obs = pd.DataFrame(
+        {"type": list("TTTTBBBM") + [None], "cluster": ["2", "2", "2", "0", "0", "0", "1", "3", "3"]},
+        index=[f"c{i}" for i in range(9)],
+    )
+    adata = ad.AnnData(np.zeros((9, 1)), obs=obs, obsm={"X_umap": np.arange(18.0).reshape(9, 2)})
+    figure = cy.pl.agreement(adata, "type", "cluster")
+    matrix = figure.axes[0]
+    assert [t.get_text() for t in matrix.get_yticklabels()] == ["B", "M", "T"]
+    assert [t.get_text() for t in matrix.get_xticklabels()] == ["0", "1", "3", "2"]
+    assert figure.get_suptitle().startswith("purity 87.5%")  # one T among the B cells of cluster 0
+    [legend] = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    assert [t.get_text() for t in legend.get_texts()] == ["main label of its group", "another label", "no label"]
+
+
 def test_agreement_map_is_optional():
     adata = table(3, 2)
     del adata.obsm["X_umap"]
     adata.obs["cluster"] = adata.obs["phenograph"].astype(str) + "x"  # no shared names
     figure = cy.pl.agreement(adata, "phenograph", "cluster")
-    assert figure.get_suptitle().startswith("ARI 1.00")
+    assert figure.get_suptitle().startswith("purity 100.0%")
     adata.obsm["spatial"] = np.random.default_rng(0).random((adata.n_obs, 2))
     assert cy.pl.agreement(adata, "phenograph", "cluster").axes[-1].yaxis_inverted()
     with pytest.raises(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from cytonym.get import labels_of
 from cytonym.pl._style import BLUE, INK, VERMILION, bare, new_figure, styled, text_width
 from cytonym.tl import compare_labels
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NUMBERS_UP_TO = 14  # labels; a bigger matrix is read by its colours
+NUMBERS_UP_TO = 20  # labels; a bigger matrix is read by its colours
 
 
 @styled
@@ -30,7 +31,9 @@ def agreement(
     """Confusion matrix of two labellings, and the map of the cells they agree on.
 
     Each row of the matrix adds up to 100 % of the cells that `a` gives this label. In the map, cells with the same label are
-    blue and others red-orange, a pair told apart with any colour vision.
+    blue and others red-orange, a pair told apart with any colour vision. Where the two share no name, as types and clusters
+    do, each label of `b` stands for the label of `a` that most of its cells have: the columns are in that order, and cells
+    with that label are blue.
 
     Parameters
     ----------
@@ -63,25 +66,35 @@ def agreement(
     >>> figure = cy.pl.agreement(adata, "expert", "found")
     """
     result = compare_labels(adata, a, b)
+    fractions, agree, names = result.fractions, result.agree, ("same label", "different label")
+    summary = [f"ARI {result.ari:.2f}", f"{result.n_cells:,} cells"]
+    if not np.isnan(result.agreement):
+        summary = [f"agreement {result.agreement:.1%}", f"kappa {result.kappa:.2f}", *summary]
+    else:
+        main = result.counts.idxmax()  # label of b -> label of a
+        order = np.lexsort((-fractions.max().to_numpy(), fractions.index.get_indexer(pd.Index(main))))
+        fractions = fractions.iloc[:, order]
+        named = labels_of(adata, b).astype(object).map(main, na_action="ignore")
+        agree = (labels_of(adata, a).astype(object) == named).astype("boolean").where(agree.notna())
+        names = ("main label of its group", "another label")
+        summary.insert(0, f"purity {result.counts.max().sum() / result.n_cells:.1%}")
     if basis is None:
         basis = next((k for k in ("X_umap", "spatial") if k in adata.obsm), None)
     elif basis not in adata.obsm:
         msg = f"No {basis!r} in `adata.obsm`. Available: {sorted(adata.obsm)}."
         raise KeyError(msg)
 
-    n_rows, n_columns = result.fractions.shape
+    n_rows, n_columns = fractions.shape
     cell = 0.42 if max(n_rows, n_columns) <= NUMBERS_UP_TO else 0.2
-    matrix_width = max(n_columns * cell, 1.6) + text_width(list(result.fractions.index)) + 0.9
-    height = max(n_rows * cell, 1.6) + text_width(list(result.fractions.columns)) + 0.8
+    matrix_width = max(n_columns * cell, 1.6) + text_width(list(fractions.index)) + 0.9
+    height = max(n_rows * cell, 1.6) + text_width(list(fractions.columns)) + 0.8
     map_side = min(max(height, 3.0), 4.5)
     figure = new_figure(matrix_width + (map_side if basis else 0), max(height, map_side if basis else 0))
     grid = figure.add_gridspec(1, 2 if basis else 1, width_ratios=[matrix_width, map_side] if basis else None)
-    _matrix(figure.add_subplot(grid[0]), result.fractions, height, numbers=cell > 0.3)
+    _matrix(figure.add_subplot(grid[0]), fractions, height, numbers=cell > 0.3)
     if basis:
-        _map(figure.add_subplot(grid[1]), np.asarray(adata.obsm[basis])[:, :2], result.agree, basis, point_size)
-    summary = [f"ARI {result.ari:.2f}", f"{result.n_cells:,} cells"]
-    if not np.isnan(result.agreement):
-        summary = [f"agreement {result.agreement:.1%}", f"kappa {result.kappa:.2f}", *summary]
+        points = np.asarray(adata.obsm[basis])[:, :2]
+        _map(figure.add_subplot(grid[1]), points, agree, names, basis=basis, size=point_size)
     figure.suptitle("  ·  ".join(summary), fontsize=9)
     return figure
 
@@ -115,7 +128,9 @@ def _matrix(ax: Axes, fractions: pd.DataFrame, height: float, *, numbers: bool) 
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def _map(ax: Axes, points: np.ndarray, agree: pd.Series, basis: str, size: float | None) -> None:
+def _map(
+    ax: Axes, points: np.ndarray, agree: pd.Series, names: tuple[str, str], *, basis: str, size: float | None
+) -> None:
     known = agree.notna().to_numpy()
     same = agree.fillna(False).to_numpy(dtype=bool)  # noqa: FBT003
     size = size or float(np.clip(12_000 / max(len(points), 1), 0.6, 18))
@@ -128,7 +143,7 @@ def _map(ax: Axes, points: np.ndarray, agree: pd.Series, basis: str, size: float
     colors = np.where(same[order], BLUE, VERMILION)
     x, y = points[order].T
     ax.scatter(x, y, s=size, c=colors, linewidths=0, rasterized=True)
-    entries = [(BLUE, "same label"), (VERMILION, "different label"), ("#D0D0D0", "no label")]
+    entries = [(BLUE, names[0]), (VERMILION, names[1]), ("#D0D0D0", "no label")]
     for color, name in entries[: 3 if unlabelled.any() else 2]:
         ax.scatter([], [], s=22, color=color, label=name)
     bare(ax).legend(

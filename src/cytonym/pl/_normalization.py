@@ -102,6 +102,7 @@ def normalization(
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     figure.supxlabel("pixel intensity" + (" (log)" if log else ""), fontsize=8)
+    figure.supylabel("activation", fontsize=8)
     handles = [axes.flat[0].bar([0], [0], color="#D5D5D5"), axes.flat[0].plot([], [], color=BLUE, linewidth=1.5)[0]]
     figure.legend(handles, ["pixels above zero", "learned sigmoid"], loc="outside upper right", ncols=2, frameon=False)
     return figure

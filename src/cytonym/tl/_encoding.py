@@ -141,9 +141,10 @@ def encode_cells(
         markers = tuple(source.channels[i] for i in used)
         part = replace(source, channels=markers, channel_index=source.channel_index[used])
         shared: dict[str, Any] = {"n_rows": len(source.instance_ids), "markers": markers, "device": device}
+        blocks = CellPatches(part, model.window_px, batch_size=batch_size)
+        shared["n_cells"] = len(blocks)
         if client is None:
-            blocks = CellPatches(part, model.window_px, batch_size=batch_size)
-            results.append(predict(model, blocks, n_cells=len(blocks), **shared))
+            results.append(predict(model, blocks, **shared))
         else:
             tasks = [_Cells(part, rows, model.window_px, batch_size) for rows in _bands(part)]
             results.append(predict_distributed(model, tasks, client, **shared))
@@ -166,20 +167,16 @@ class _Cells:
 
 def _bands(source: CellSource) -> list[np.ndarray]:
     """Rows of the cells in each band of the image, along its longer side. Bands end where chunks end."""
-    shape = source.pixels.shape[1:]
-    axis = int(np.argmax(shape))
-    chunks = getattr(source.pixels, "chunks", None)
-    length = (
-        shape[axis]
-        if chunks is None
-        else chunks[axis + 1]
-        if isinstance(chunks[axis + 1], int)
-        else chunks[axis + 1][0]
-    )
-    position = source.centers[:, axis]
-    band = np.floor(
-        np.where(np.isfinite(position), position, -1) / max(int(length), BAND_PX // int(length) * int(length))
-    )
+    height, width = source.pixels.shape[1:]
+    axis = 0 if height >= width else 1
+    if isinstance(source.pixels, np.ndarray):  # one task: each would carry the whole image along
+        length = max(height, width)
+    else:
+        chunk = source.pixels.chunks[axis + 1]
+        length = chunk if isinstance(chunk, int) else chunk[0]
+        length *= max(1, BAND_PX // length)
+    position = np.nan_to_num(source.centers[:, axis], nan=-1, posinf=-1, neginf=-1)
+    band = np.floor(position / length)
     return [np.flatnonzero(band == b) for b in np.unique(band)]
 
 

@@ -190,7 +190,7 @@ def test_channel_by_name_is_told(caplog):
     sdata = cy.io.from_arrays(np.stack([plane * 0, plane, plane]), channels=["CD8", "191Ir", "193Ir"])
     with caplog.at_level(logging.INFO, logger="cytonym"):
         cy.pp.find_cells(sdata, diameter_px=9)
-    assert "image: nuclear channel 191Ir + 193Ir, by name." in caplog.text
+    assert "Nuclear channel by its name: 191Ir + 193Ir, in image." in caplog.text
     assert len(sdata["centers"]) == len(truth)
 
 

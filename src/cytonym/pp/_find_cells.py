@@ -114,6 +114,9 @@ def find_cells(
     sources = image_sources(sdata, channels=channels, **where)
     if channels is None:
         sources = [_nuclear(source) for source in sources]
+        for names in dict.fromkeys(source.channels for source in sources):
+            images = [source.image_key for source in sources if source.channels == names]
+            logger.info("Nuclear channel by its name: %s, in %s.", " + ".join(names), ", ".join(images))
     diameters = _diameters(sources, diameter_px, diameter_um)
     elements = {}
     empty = []
@@ -154,7 +157,6 @@ def _nuclear(source: CellSource) -> CellSource:
             f"Name one, or several, by `channel`. Available: {list(source.channels)}."
         )
         raise ValueError(msg)
-    logger.info("%s: nuclear channel %s, by name.", source.image_key, " + ".join(names))
     index = [source.channels.index(name) for name in names]
     return replace(source, channels=tuple(names), channel_index=source.channel_index[index])
 

@@ -353,6 +353,36 @@ def test_images_of_the_wrong_kind(tmp_path):
         cy.io.read_tiffs(tmp_path)
 
 
+@pytest.mark.parametrize("which", ["E34.ome.tif", "E34_mask.tif"])
+def test_damage_inside_a_file_is_told_with_its_name(folder, which):
+    """Masks are read when opened, images when used."""
+    path = folder / which
+    tifffile.imwrite(path, tifffile.imread(path), compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(path) as file:
+        start, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[start : start + count] = b"\x99" * count
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=f"Cannot read pixels of .*{which}.*The file is damaged"):
+        cy.io.read_tiffs(folder)["E34_image"].to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}, 0.5),
+        ({"PhysicalSizeX": 325, "PhysicalSizeY": 325, "PhysicalSizeXUnit": "nm", "PhysicalSizeYUnit": "nm"}, 0.325),
+        ({"PhysicalSizeX": 0.5, "PhysicalSizeY": 1.0}, None),  # no one size; windows in micrometres need one
+        ({"PhysicalSizeX": 2, "PhysicalSizeY": 2, "PhysicalSizeXUnit": "pixel", "PhysicalSizeYUnit": "pixel"}, None),
+        ({}, None),
+    ],
+)
+def test_pixel_size_of_ome(tmp_path, metadata, expected):
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels(), metadata={"axes": "CYX", **metadata}, photometric="minisblack")
+    size = image_sources(cy.io.read_tiffs(tmp_path))[0].pixel_size
+    assert size is None if expected is None else size == pytest.approx(expected)
+
+
 def test_channel_names_that_do_not_fit(folder, tmp_path):
     fails(ValueError, "'E34.ome.tif' has 3 channels, but `channels` names 2.", folder, channels=["a", "b"])
     fails(ValueError, "Channel names of 'E34.ome.tif' repeat: ['a']", folder, channels=["a", "b", "a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -163,7 +164,11 @@ def _read_block(path: str, layout: str, block_info: Any = None) -> np.ndarray:
     """Pixels [c, h, w] of one block."""
     (c0, c1), *window = block_info[None]["array-location"]
     where = {"c": slice(c0, c1), "y": slice(*window[0]), "x": slice(*window[1]), "1": 0}
-    stored = _opened(path, Path(path).stat().st_mtime_ns).read(tuple(where[axis] for axis in layout))
+    try:
+        stored = _opened(path, Path(path).stat().st_mtime_ns).read(tuple(where[axis] for axis in layout))
+    except (zlib.error, RuntimeError, ValueError, TypeError, OSError) as error:  # RuntimeError: imagecodecs
+        msg = f"Cannot read pixels of {path!r}: {error}. The file is damaged, or compressed in an unknown way."
+        raise ValueError(msg) from error
     axes = [axis for axis in layout if axis != "1"]
     order = [axes.index(axis) for axis in "cyx" if axis in axes]
     block = np.transpose(stored, order)

@@ -9,7 +9,7 @@ export DOCS_OFFLINE
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test docs lint format bench lock clean
+.PHONY: help setup demo test docs tutorials lint format bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | sort | expand -t 10
@@ -34,6 +34,9 @@ test: $(READY)  ## all tests, the examples of the docstrings and the tutorials
 docs: $(READY)  ## the documentation, in docs/_build/html (DOCS_OFFLINE=0 links to other packages)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+tutorials: $(READY)  ## execute the tutorials again and keep their figures (real data: CYTONYM_DATA)
+	$(BIN)/python docs/execute.py
 
 lint: $(READY)  ## format, style and types, without changing anything
 	$(BIN)/ruff format --check .

@@ -69,7 +69,7 @@ def tissue(found: Run, channels: list[str], colors: dict[str, str]) -> Figure:
     spacing = 5.4 * 72 / max(seen.sum(), 1) ** 0.5  # points between neighbours
     size = float(np.clip((0.5 * spacing) ** 2, 4, 90))
     right.scatter(
-        x[seen], y[seen], s=size, c=[colors[str(c)] for c in cluster[seen]], linewidths=0.3, edgecolors="black"
+        x[seen], y[seen], s=size, c=[colors[str(c)] for c in cluster[seen]], linewidths=0.4, edgecolors="white"
     )
     for ax in (left, right):
         ax.set(xticks=[], yticks=[], xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
@@ -138,7 +138,7 @@ def maps(found: Run, colors: dict[str, str]) -> Figure:
     width = {1: min(7.0, 5.6 / max(shape, 0.2)), 2: 4.4, 3: 3.2}[columns]
     height = min(width * float(np.clip(shape, 0.3, 2)), 8)
     figure = plt.figure(figsize=(max(width * columns, 6.5), (height + 0.25) * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.06})
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, names, strict=False):

@@ -14,6 +14,7 @@ from spatialdata.transformations import get_transformation
 
 import cytonym as cy
 from cytonym.data.source import image_sources, resolve
+from cytonym.pp import _blobs
 from cytonym.pp._blobs import _thin, find_blobs
 from cytonym.pp._nuclear import nuclear_channels, nucleus_diameter
 
@@ -56,6 +57,15 @@ def test_result_does_not_depend_on_tiles():
         tiled = find_blobs(source, 9.0, tile_px=1)
         for a, b in zip(whole, tiled, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_result_does_not_depend_on_pieces(monkeypatch):
+    """A tile with large chunks is filtered in pieces."""
+    plane, _ = nuclei()
+    whole = find_blobs(source_of(plane), 9.0)
+    monkeypatch.setattr(_blobs, "PIECE_PX", 37)
+    for a, b in zip(whole, find_blobs(source_of(plane), 9.0, tile_px=1000), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("factor", [1 / 255, 2.0**-16, 37.0])

@@ -11,7 +11,10 @@ from scipy import ndimage
 from cytonym.data.tiles import iter_tiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cytonym.data.source import CellSource
+    from cytonym.data.tiles import Tile
 
 SIGMAS = (0.25, 0.32, 0.40)
 """Scales of the Laplacian of Gaussian over the diameter. A sharp disc answers most at 0.354; nuclei in tissue are soft,
@@ -26,6 +29,8 @@ MIN_BRIGHTNESS = 0.20
 MIN_CONTRAST = 1e-3
 """Least answer over the local brightness: below it there is nothing but rounding."""
 TRUNCATE = 4.0
+PIECE_PX = 1024
+"""Side of what is filtered at a time."""
 
 
 class Blobs(NamedTuple):
@@ -66,7 +71,7 @@ def find_blobs(
     method, threshold
         See above.
     tile_px
-        Least side of a tile.
+        Least side of a tile; 1024 pixels by default.
 
     Raises
     ------
@@ -74,18 +79,24 @@ def find_blobs(
         A pixel is NaN or infinite.
     """
     parts = []
-    for tile in iter_tiles(source.pixels, source.channel_index, halo=_reach(diameter_px), tile_px=tile_px):
-        plane = tile.pixels.sum(axis=0, dtype=np.float64)
-        if not np.isfinite(plane).all():
-            bad = [name for name, part in zip(source.channels, tile.pixels, strict=True) if not np.isfinite(part).all()]
-            msg = f"Channel {bad[0]!r} of image {source.image_key!r} has NaN or infinite pixels. Fill them first."
-            raise ValueError(msg)
-        response, contrast, brightness = _maps(plane, diameter_px, method)
-        peak = ndimage.maximum_filter(response, 3, mode="nearest") == response
-        peak &= contrast > MIN_CONTRAST * brightness
-        core = (slice(tile.y0 - tile.py0, tile.y1 - tile.py0), slice(tile.x0 - tile.px0, tile.x1 - tile.px0))
-        y, x = np.nonzero(peak[core])
-        parts.append(Blobs(y + tile.y0, x + tile.x0, response[core][y, x], brightness[core][y, x]))
+    reach = _reach(diameter_px)
+    for tile in iter_tiles(source.pixels, source.channel_index, halo=reach, tile_px=tile_px or PIECE_PX):
+        for y0, y1, x0, x1 in _pieces(tile):
+            top, left = max(y0 - reach, tile.py0), max(x0 - reach, tile.px0)
+            rows = slice(top - tile.py0, y1 + reach - tile.py0)
+            columns = slice(left - tile.px0, x1 + reach - tile.px0)
+            pixels = tile.pixels[:, rows, columns]
+            plane = pixels.sum(axis=0, dtype=np.float64)
+            if not np.isfinite(plane).all():
+                bad = [name for name, part in zip(source.channels, pixels, strict=True) if not np.isfinite(part).all()]
+                msg = f"Channel {bad[0]!r} of image {source.image_key!r} has NaN or infinite pixels. Fill them first."
+                raise ValueError(msg)
+            response, contrast, brightness = _maps(plane, diameter_px, method)
+            peak = ndimage.maximum_filter(response, 3, mode="nearest") == response
+            peak &= contrast > MIN_CONTRAST * brightness
+            core = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+            y, x = np.nonzero(peak[core])
+            parts.append(Blobs(y + y0, x + x0, response[core][y, x], brightness[core][y, x]))
     blobs = Blobs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     best = np.lexsort((blobs.x, blobs.y, -blobs.response))
     blobs = Blobs(*(column[best] for column in blobs))
@@ -99,6 +110,13 @@ def find_blobs(
     else:
         kept &= blobs.brightness > np.sqrt(threshold) * _typical(blobs.brightness)
     return Blobs(*(column[kept] for column in blobs))
+
+
+def _pieces(tile: Tile) -> Iterator[tuple[int, int, int, int]]:
+    """Cores (y0, y1, x0, x1) of a tile that is large because its chunks are: the filters take eight times its memory."""
+    for y0 in range(tile.y0, tile.y1, PIECE_PX):
+        for x0 in range(tile.x0, tile.x1, PIECE_PX):
+            yield y0, min(y0 + PIECE_PX, tile.y1), x0, min(x0 + PIECE_PX, tile.x1)
 
 
 def _reach(diameter_px: float) -> int:

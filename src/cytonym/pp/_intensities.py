@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STATISTICS = ("mean", "sum", "max", "std")
 CELLS_AT_ONCE = 4096
+FEW_BYTES, TILE_PX = 64, 1024  # with so few bytes a pixel, labels and their order take more memory than the tile
 
 
 def cell_intensities(
@@ -35,7 +36,7 @@ def cell_intensities(
     radius_px
         Radius of the disc; not used where there are labels.
     tile_px
-        Least side of a tile.
+        Least side of a tile; as `data.tiles` has it by default, but small where there are few channels.
 
     Returns
     -------
@@ -47,6 +48,8 @@ def cell_intensities(
         A pixel of a cell is NaN or infinite.
     """
     n_cells, n_channels = len(source.instance_ids), len(source.channels)
+    if tile_px is None and n_channels * np.dtype(source.pixels.dtype).itemsize < FEW_BYTES:
+        tile_px = TILE_PX
     area = np.zeros(n_cells, np.int64)
     total = np.zeros((n_cells, n_channels))
     square = np.zeros((n_cells, n_channels)) if "std" in statistics else None

@@ -35,8 +35,9 @@ docs: $(READY)  ## the documentation, in docs/_build/html (DOCS_OFFLINE=0 links 
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-tutorials: $(READY)  ## execute the tutorials again and keep their figures (real data: CYTONYM_DATA)
+tutorials: $(READY)  ## execute the tutorials again and draw the figure of the README (real data: CYTONYM_DATA)
 	$(BIN)/python docs/execute.py
+	$(BIN)/python docs/overview.py
 
 lint: $(READY)  ## format, style and types, without changing anything
 	$(BIN)/ruff format --check .

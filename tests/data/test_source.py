@@ -81,7 +81,7 @@ def simple(**elements) -> SpatialData:
     return SpatialData.init_from_elements({"image": image(), "cells": labels()} | elements)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     turn=st.sampled_from(sorted(TURNS)),
     kind=st.sampled_from(["labels", "circles", "polygons", "points"]),

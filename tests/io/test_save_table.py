@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,15 +18,20 @@ import cytonym as cy
 from cytonym.io import _save_table
 
 
-@pytest.fixture
-def store(tmp_path):
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
     mask = np.zeros((32, 32), np.int32)
     mask[2:8, 2:8], mask[20:28, 10:20] = 3, 11
     sdata = cy.io.from_arrays(np.ones((2, 32, 32), np.uint8), mask, channels=["DNA", "CD8"])
     sdata["table"].obs["state"] = "old"
-    path = tmp_path / "tissue.zarr"
+    path = tmp_path_factory.mktemp("template") / "tissue.zarr"
     sdata.write(path)
     return path
+
+
+@pytest.fixture
+def store(template, tmp_path):
+    return Path(shutil.copytree(template, tmp_path / "tissue.zarr"))
 
 
 def annotate(path):
@@ -40,7 +46,7 @@ def annotate(path):
 
 
 def states(path):
-    return set(sd.read_zarr(path)["table"].obs["state"])
+    return set(sd.read_zarr(path, selection=("tables",))["table"].obs["state"])
 
 
 def test_replaces_the_table_and_leaves_nothing_else(store):

@@ -55,7 +55,7 @@ def test_equals_scikit_image(dtype):
         np.testing.assert_allclose(table.layers["sum"][:, i], truth[f"intensity_mean-{i}"] * truth["area"], rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(0, 100), st.integers(5, 61), st.integers(5, 47), st.booleans())
 def test_chunks_do_not_matter(seed, h, w, disc):
     sdata, _, _ = field(seed)
@@ -72,7 +72,7 @@ def test_chunks_do_not_matter(seed, h, w, disc):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-12, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(-24, 264), st.integers(-24, 184)), min_size=1, max_size=6, unique=True),
     st.integers(7, 48),

@@ -31,19 +31,24 @@ app = typer.Typer(
 FOR_PEOPLE = (ValueError, KeyError, TypeError, OSError, FloatingPointError)
 
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE...", help="SpatialData stores (.zarr).")]
-Image = Annotated[list[str] | None, typer.Option("--image", help="Image of the store; repeat for several.")]
-Labels = Annotated[list[str] | None, typer.Option("--labels", help="Label image that names the cells.")]
-Shapes = Annotated[list[str] | None, typer.Option("--shapes", help="Shapes that name the cells.")]
-Points = Annotated[list[str] | None, typer.Option("--points", help="Points that name the cells.")]
-Table = Annotated[str, typer.Option("--table", help="Table that the results go to.")]
-System = Annotated[str, typer.Option("--coordinate-system", help="Where images and cells meet.")]
-Scale = Annotated[str | None, typer.Option("--scale", help="Level of a multi-scale image.")]
+Image = Annotated[
+    list[str] | None, typer.Option("--image", metavar="NAME", help="Image of the store; repeat for several.")
+]
+Labels = Annotated[list[str] | None, typer.Option("--labels", metavar="NAME", help="Label image that names the cells.")]
+Shapes = Annotated[list[str] | None, typer.Option("--shapes", metavar="NAME", help="Shapes that name the cells.")]
+Points = Annotated[list[str] | None, typer.Option("--points", metavar="NAME", help="Points that name the cells.")]
+Table = Annotated[str, typer.Option("--table", metavar="NAME", help="Table that the results go to.")]
+System = Annotated[str, typer.Option("--coordinate-system", metavar="NAME", help="Where images and cells meet.")]
+Scale = Annotated[str | None, typer.Option("--scale", metavar="NAME", help="Level of a multi-scale image.")]
 Channel = Annotated[
-    list[str] | None, typer.Option("--channel", help="Channel to use; repeat for several, or a,b,c. Default: all.")
+    list[str] | None,
+    typer.Option("--channel", metavar="NAME", help="Channel to use; repeat for several, or a,b,c. Default: all."),
 ]
 Without = Annotated[
     list[str] | None,
-    typer.Option("--without", help="Channel to leave out, such as a metal or an empty one; repeat, or a,b,c."),
+    typer.Option(
+        "--without", metavar="NAME", help="Channel to leave out, such as a metal or an empty one; repeat, or a,b,c."
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of training. Default: the method's recipe.")]
 Size = Annotated[
@@ -104,7 +109,9 @@ def demo(
     ] = False,
     nuclear: Annotated[
         list[str] | None,
-        typer.Option(help="Channel to find cells in; repeat for several, or a,b,c. Default: by their names."),
+        typer.Option(
+            metavar="NAME", help="Channel to find cells in; repeat for several, or a,b,c. Default: by their names."
+        ),
     ] = None,
     diameter_px: Annotated[
         float | None,
@@ -117,7 +124,9 @@ def demo(
     ] = None,
     truth: Annotated[
         str | None,
-        typer.Option(help="Column of known cell types to compare with. Default: `cell_type`, if there is one."),
+        typer.Option(
+            metavar="COLUMN", help="Column of known cell types to compare with. Default: `cell_type`, if there is one."
+        ),
     ] = None,
     size_px: Size = None,
     steps: Steps = None,
@@ -160,7 +169,7 @@ def train(
     stores: Stores,
     *,
     out: Annotated[Path, typer.Option(metavar="CHECKPOINT", help="Folder for the trained model.")],
-    model: Annotated[str, typer.Option(help="Method to train.")] = "nextmarker",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Method to train.")] = "nextmarker",
     steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Cells in a step.")] = None,
     size_px: Size = None,

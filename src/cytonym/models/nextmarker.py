@@ -8,9 +8,12 @@ plus the penalty of equation 2 on the sigmoids.
 Departures, each for a reason:
 
 * The sigmoids are kept in units of the marker's own brightness, so that counts, 8 or 16 bit and [0, 1] train alike.
-* The path of a marker has no additive terms and ends in a rectifier: a silent marker is exactly zero in I, a lacking
-  one is neutral, and its attribution (the mean of its features) can only rise from there.
+* A marker is seen at three exposures, f(e x): one sigmoid tells faint from bright or bright from brighter, not both.
+* The path of a marker has no additive terms and ends in a rectifier that saturates: a silent marker is exactly zero in I.
+* Half of the features have weights that cannot be negative. They tell how much signal there is, and their mean is the
+  attribution: zero without signal, rising with it. The other half is free to see shape and texture.
 * Pooling is weighted towards the window's centre, where the cell is, instead of global.
+* Before the linear layer the features are standardised, so that bright markers do not drown the others.
 """
 
 from __future__ import annotations
@@ -53,15 +56,17 @@ class NeXtMarkerConfig:
     Parameters
     ----------
     window_px
-        Side of the window read around each cell.
+        Side of the window read around each cell (10 in the paper; an odd one has the cell in its middle).
     features_per_marker
         Interpretable features of each marker, K (8 in the paper).
+    amount_features
+        How many of them have non-negative weights; the attribution is their mean.
+    exposures
+        Factors on the pixels, one sigmoid each.
     embedding_dim
         Length of the embedding F (256 in the paper).
-    kernel_px
-        Side of the first convolution.
-    expansion
-        Widening inside the block.
+    kernel_px, stride_px
+        Side and step of the convolution.
     pool_sigma_px
         Standard deviation, in pixels, of the Gaussian that weights the pooling towards the window's centre.
     temperature
@@ -72,12 +77,14 @@ class NeXtMarkerConfig:
         Largest slope of a sigmoid, in units of 1 / (half the marker's 90th percentile), before the penalty acts.
     """
 
-    window_px: int = 10
+    window_px: int = 11
     features_per_marker: int = 8
+    amount_features: int = 4
+    exposures: tuple[float, ...] = (2.0, 0.5, 0.125)
     embedding_dim: int = 256
     kernel_px: int = 3
-    expansion: int = 2
-    pool_sigma_px: float = 2.0
+    stride_px: int = 2
+    pool_sigma_px: float = 3.0
     temperature: float = 0.5
     penalty_weight: float = 1.0
     max_slope: float = 4.0
@@ -97,20 +104,50 @@ class MarkerSigmoid(nn.Module):
         self.center = nn.Parameter(torch.ones(n_markers))
         self.log_slope = nn.Parameter(torch.full((n_markers,), math.log(2.0)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Raw pixels [B, C, S, S] -> [B, C, S, S] in [0, 1]."""
+    def forward(self, x: Tensor, exposures: Sequence[float] = (1.0,)) -> Tensor:
+        """Raw pixels [B, C, S, S] -> [B, C * E, S, S] in [0, 1], the exposures of marker 0, then those of marker 1, …"""
         slope = self.log_slope.exp()
         live = self.scale > 0
-        gain = torch.where(live, 4 * slope / self.scale.where(live, 1.0), 0.0)[:, None, None]
-        shift = (4 * slope * self.center)[:, None, None]
-        floor = torch.sigmoid(-shift)
-        return F.relu(torch.sigmoid(x.float() * gain - shift) - floor)
+        gain = torch.where(live, 4 * slope / self.scale.where(live, 1.0), 0.0)
+        factors = torch.tensor(exposures, device=x.device)
+        gains = (gain[:, None] * factors)[:, :, None, None]
+        shift = (4 * slope * self.center)[:, None, None, None]
+        y = torch.sigmoid(x.float()[:, :, None] * gains - shift) - torch.sigmoid(-shift)
+        return F.relu(y).flatten(1, 2)
 
     def penalty(self, max_slope: float) -> Tensor:
         """Equation 2 in units of s: a >= 0, b <= max_slope, a b >= 2; mean over markers."""
         slope = self.log_slope.exp()
         terms = F.relu(-self.center) + F.relu(slope - max_slope) + F.relu(2 / slope - self.center)
         return terms.mean()
+
+
+class Standardize(nn.Module):
+    """Features [B, n] minus their mean over their standard deviation: of the batch in training, of all batches after.
+
+    Features that hardly vary are not blown up: a fiftieth of the largest deviation is added to each.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.batches: Tensor
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("deviation", torch.ones(n))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, n] -> [B, n]."""
+        mean, deviation = self.mean, self.deviation
+        if self.training:
+            mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+            with torch.no_grad():
+                self.batches += 1
+                share = (1 / self.batches).clamp(min=0.02)
+                self.mean.lerp_(mean, share)
+                self.deviation.lerp_(deviation, share)
+        return (features - mean) / (deviation + 0.02 * deviation.max() + 1e-12)
 
 
 class NeXtMarker(CellEncoder):
@@ -142,19 +179,22 @@ class NeXtMarker(CellEncoder):
         final_rate=1e-4,
         warmup=0.1,
         constant=0.1,
-        views=ViewConfig(window_px=(10,), views_per_size=2, scale=(0.9, 1.1), intensity=(0.8, 1.25)),
+        views=ViewConfig(window_px=(11,), views_per_size=2),
     )
     config: NeXtMarkerConfig
 
     def __init__(self, markers: Sequence[str], config: NeXtMarkerConfig | None = None) -> None:
         config = config or NeXtMarkerConfig()
         super().__init__(markers, config)
-        c, k, hidden = len(self.markers), config.features_per_marker, config.features_per_marker * config.expansion
+        c, k, side, n = len(self.markers), config.features_per_marker, config.kernel_px, len(config.exposures)
+        amounts = config.amount_features
+        if not 0 < amounts <= k:
+            msg = f"`amount_features` must be 1 to `features_per_marker` ({k}), got {amounts}."
+            raise ValueError(msg)
         self.normalize = MarkerSigmoid(c)
-        side = config.kernel_px
-        self.stem = nn.Parameter(torch.empty(c, side * side, k))
-        self.expand = nn.Parameter(torch.empty(c, k, hidden))
-        self.project = nn.Parameter(torch.empty(c, hidden, k))
+        self.amount = nn.Parameter(torch.empty(c, amounts, n, side, side))  # logarithms of the weights
+        self.shape = nn.Parameter(torch.empty(c, k - amounts, n, side, side))
+        self.standardize = Standardize(c * k)
         self.mix = nn.utils.skip_init(nn.Linear, c * k, config.embedding_dim)
 
     @classmethod
@@ -195,8 +235,12 @@ class NeXtMarker(CellEncoder):
             raise ValueError(msg)
         model.normalize.scale.copy_(values / 2)
         generator = torch.Generator().manual_seed(seed)
-        for weight in (model.stem, model.expand, model.project):
-            nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[1]), generator=generator)
+        taps = math.prod(model.amount.shape[2:])
+        faint = torch.tensor(model.config.exposures) ** -0.5  # low exposures answer little
+        nn.init.uniform_(model.amount, 0, 2 / taps, generator=generator)
+        model.amount.data.add_(1e-4).mul_(faint[:, None, None]).log_()
+        nn.init.normal_(model.shape, std=math.sqrt(2 / taps), generator=generator)
+        model.shape.data.mul_(faint[:, None, None])
         bound = 1 / math.sqrt(model.mix.in_features)
         nn.init.uniform_(model.mix.weight, -bound, bound, generator=generator)
         nn.init.zeros_(model.mix.bias)
@@ -212,37 +256,35 @@ class NeXtMarker(CellEncoder):
 
     def features(self, windows: Tensor) -> Tensor:
         """Stage I: raw windows [B, C, S, S] -> [B, C * K], marker-major."""
-        return self._extract(self.normalize(windows))
+        c = len(self.markers)
+        y = self.normalize(windows, self.config.exposures)
+        kernels = torch.cat([self.amount.exp(), self.shape], dim=1).flatten(0, 1)
+        h = F.relu(F.conv2d(y, kernels, stride=self.config.stride_px, groups=c))
+        return (h / (1 + h)).flatten(2) @ self._pool_weights(windows)
 
-    def _extract(self, y: Tensor) -> Tensor:
-        b, c = y.shape[:2]
-        k = self.config.kernel_px
-        patches = y.unfold(2, k, 1).unfold(3, k, 1)  # [B, C, P, P, k, k]
-        p = patches.shape[2]
-        h = patches.permute(1, 0, 2, 3, 4, 5).reshape(c, b * p * p, k * k) @ self.stem
-        h = F.relu(h + F.gelu(F.relu(h) @ self.expand) @ self.project)
-        pooled = h.view(c, b, p * p, -1).transpose(2, 3) @ self._pool_weights(y.shape[2], y)
-        return pooled.permute(1, 0, 2).reshape(b, -1)
-
-    def _pool_weights(self, window_px: int, like: Tensor) -> Tensor:
+    def _pool_weights(self, windows: Tensor) -> Tensor:
         """Gaussian about the window's centre pixel, at the positions of the features [P * P], summing to 1."""
-        half = (self.config.kernel_px - 1) / 2
-        at = torch.arange(window_px - self.config.kernel_px + 1, device=like.device) + half - window_px // 2
-        line = torch.exp(-0.5 * (at / self.config.pool_sigma_px) ** 2).to(like.dtype)
+        side, kernel, stride = windows.shape[-1], self.config.kernel_px, self.config.stride_px
+        positions = (side - kernel) // stride + 1
+        at = torch.arange(positions, device=windows.device) * stride + (kernel - 1) / 2 - side // 2
+        line = torch.exp(-0.5 * (at / self.config.pool_sigma_px) ** 2)
         weights = torch.outer(line, line).flatten()
         return weights / weights.sum()
 
     def encode(self, windows: Tensor) -> Encoding:
-        """See `CellEncoder.encode`. The attribution of a marker is the mean of its features (paper, section 3)."""
+        """See `CellEncoder.encode`. The attribution of a marker is the mean of its features with non-negative weights."""
         features = self.features(windows)
-        attributions = features.view(len(features), len(self.markers), -1).mean(dim=2)
-        return Encoding(self.mix(features), attributions, features)
+        by_marker = features.unflatten(1, (len(self.markers), -1))
+        attributions = by_marker[:, :, : self.config.amount_features].mean(dim=2)
+        return Encoding(self.mix(self.standardize(features)), attributions, features)
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """NT-Xent over the views' embeddings plus the weighted penalty (equation 2)."""
         from cytonym.learning.losses import ntxent
 
-        contrastive = ntxent([self.mix(self.features(view)) for view in views], self.config.temperature)
+        features = torch.cat([self.features(view) for view in views])
+        embeddings = self.mix(self.standardize(features))
+        contrastive = ntxent(list(embeddings.chunk(len(views))), self.config.temperature)
         penalty = self.normalize.penalty(self.config.max_slope)
         return {
             "loss": contrastive + self.config.penalty_weight * penalty,

@@ -68,7 +68,7 @@ def fit_encoder(
     {keys}
     size_px, size_um
         Side of the window around each cell, in pixels or in micrometres (where the image's pixel size is known). Default:
-        the method's own, 10 pixels for NeXtMarker, meant for pixels of about 1 micrometre.
+        the method's own, 11 pixels for NeXtMarker, meant for pixels of about 1 micrometre.
     steps, batch_size
         Length of the training and cells in a step. Default: the method's recipe.
     views

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -100,9 +101,10 @@ def read_ahead(items: Iterable[T], *, ahead: int = 1) -> Iterator[T]:
 
 
 def progress_bar(label: str, total: int | None, unit: str, *, show: bool, initial: int = 0) -> tqdm[Any]:
-    """A bar with rate and time left on the terminal or in the notebook, or nothing."""
+    """A bar with rate and time left on the terminal or in the notebook, or nothing, as where the log is silenced."""
     from tqdm.auto import tqdm
 
+    show = show and logging.getLogger("cytonym").isEnabledFor(logging.WARNING)
     return tqdm(
         desc=label, total=total, unit=unit, unit_scale=unit == "cell", initial=initial, disable=not show, leave=True
     )

@@ -70,18 +70,16 @@ class Run:
     def leading_markers(self, n: int) -> list[str]:
         """Up to n markers, not the nuclear one, that together tell as many cells as possible from the others."""
         share = self.adata.obs[CLUSTERS].value_counts(normalize=True)
-        covered = dict.fromkeys(self.top, 0.5)
-        order = {m: i for i, m in enumerate(self.model.markers) if m != self.nuclear and not NUCLEAR.search(m)}
+        # to the third power: 0.95 in one cluster says more than 0.8 in two
+        told = {g: {m: max(auroc - 0.5, 0) ** 3 for m, auroc in top.items()} for g, top in self.top.items()}
+        covered = dict.fromkeys(told, 0.0)
+        left = [m for m in self.model.markers if m != self.nuclear and not NUCLEAR.search(m)]
         chosen: list[str] = []
-        while order and len(chosen) < n:
-            gain = {
-                m: sum(max(0.0, top.get(m, 0) - covered[g]) * share[g] ** 0.5 for g, top in self.top.items())
-                for m in order
-            }
-            best = max(order, key=lambda m: (gain[m], -order[m]))
+        while left and len(chosen) < n:
+            gain = [sum(max(0, told[g].get(m, 0) - covered[g]) * share[g] ** 0.5 for g in told) for m in left]
+            best = left.pop(int(np.argmax(gain)))
             chosen.append(best)
-            del order[best]
-            covered = {g: max(covered[g], top.get(best, 0)) for g, top in self.top.items()}
+            covered = {g: max(covered[g], told[g].get(best, 0)) for g in told}
         return chosen or list(self.model.markers)[:n]
 
 

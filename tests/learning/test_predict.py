@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -226,3 +227,24 @@ def test_embed_cells_on_a_cluster(model, client, tmp_path, monkeypatch, storage)
     assert np.isnan(here.obsm["X_nextmarker"]).any(axis=1).sum() == 1
     for key in ("X_nextmarker", "nextmarker_attributions", "nextmarker_features"):
         np.testing.assert_allclose(np.asarray(there.obsm[key]), np.asarray(here.obsm[key]), atol=1e-6)
+
+
+def test_threads_are_busy_with_one_piece_each_and_nothing_else_changes(blend, monkeypatch):
+    """Pieces of a block run side by side, each on one core; operations elsewhere keep theirs."""
+    monkeypatch.setitem(module.PIXELS_AT_ONCE, "cpu", 1)
+    model, seen = blend(MARKERS), set()
+    encode = type(model).encode
+
+    def noted(self, windows):
+        seen.add((threading.current_thread().name.rsplit("_", 1)[0], torch.get_num_threads()))
+        return encode(self, windows)
+
+    monkeypatch.setattr(type(model), "encode", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(model, counts(20, 3), 20)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {("cytonym-predict", 1)}

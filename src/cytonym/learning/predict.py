@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from cytonym.learning.engine import choose_device, progress_bar, read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from distributed import Client
     from torch import Tensor
@@ -20,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cytonym")
 
-PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""Pixels of the windows that go through a network at once: about what caches hold, what fills a GPU."""
+PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}
+"""Pixels of the windows that go through a network at once: about what a core's cache holds, what fills a GPU."""
 
 
 class Part(NamedTuple):
@@ -48,7 +53,8 @@ def predict(
     Parameters
     ----------
     model
-        A trained encoder. It is in evaluation mode afterwards, on the device where it was.
+        A trained encoder. It is in evaluation mode afterwards, on the device where it was. On a CPU several threads
+        call `encode` at once.
     blocks
         Have `rows` (int64 [b]) and `windows` (array [b, C', S, S], raw).
     n_rows
@@ -158,17 +164,38 @@ def _encode(
     places = match_markers(model.markers, markers)
     home = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.to(device).eval()
+    forward = partial(_forward, model, places=places, device=device)
     try:
-        with progress_bar("embedding", n_cells, "cell", show=progress) as bar:
+        with progress_bar("embedding", n_cells, "cell", show=progress) as bar, _mapping(device) as apply:
             for block in read_ahead(blocks):
-                pixels = block.windows[0].size
-                pieces = np.arange(0, len(block.rows), max(1, PIXELS_AT_ONCE.get(device.type, 2**20) // pixels))
-                for start, stop in zip(pieces, [*pieces[1:], len(block.rows)], strict=True):
-                    windows = torch.from_numpy(block.windows[start:stop])
-                    yield Part(block.rows[start:stop], _forward(model, windows, places, device))
+                step = max(1, PIXELS_AT_ONCE.get(device.type, 2**20) // block.windows[0].size)
+                ends = [*range(0, len(block.rows), step), len(block.rows)]
+                pieces = [slice(*piece) for piece in pairwise(ends)]
+                found = apply(forward, [torch.from_numpy(block.windows[piece]) for piece in pieces])
+                for piece, values in zip(pieces, found, strict=True):
+                    yield Part(block.rows[piece], values)
                 bar.update(len(block.rows))
     finally:
         model.to(home)
+
+
+@contextmanager
+def _mapping(device: torch.device) -> Iterator[Callable[..., Iterable[dict[str, np.ndarray]]]]:
+    """`map` for pieces of a block: over threads on a CPU, each with one core to itself; one by one elsewhere.
+
+    Several cores on one piece would wait for each other after every operation.
+    """
+    if device.type != "cpu":
+        yield map
+        return
+    with ThreadPoolExecutor(torch.get_num_threads(), "cytonym-predict", initializer=_one_core) as pool:
+        yield pool.map
+
+
+def _one_core() -> None:
+    """Operations of torch in this thread, and in no other, run on one core."""
+    torch.get_num_threads()  # torch sets a thread up at first use, and would undo what follows
+    threadpool_limits(1, user_api="openmp")
 
 
 def _forward(

@@ -69,7 +69,12 @@ def tissue(found: Run, channels: list[str], colors: dict[str, str]) -> Figure:
     spacing = 5.4 * 72 / max(seen.sum(), 1) ** 0.5  # points between neighbours
     size = float(np.clip((0.5 * spacing) ** 2, 4, 90))
     right.scatter(
-        x[seen], y[seen], s=size, c=[colors[str(c)] for c in cluster[seen]], linewidths=0.4, edgecolors="white"
+        x[seen],
+        y[seen],
+        s=size,
+        c=[colors[str(c)] for c in cluster[seen]],
+        linewidths=min(0.4, size / 80),
+        edgecolors="white",
     )
     for ax in (left, right):
         ax.set(xticks=[], yticks=[], xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))

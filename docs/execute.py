@@ -58,7 +58,9 @@ def clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
 def smaller(png: str) -> str:
     """The figure in 256 colours, a third of the size, unless that gains nothing."""
     before, after = base64.b64decode(png), io.BytesIO()
-    Image.open(io.BytesIO(before)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(after, "png", optimize=True)
+    Image.open(io.BytesIO(before)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+        after, "png", optimize=True
+    )
     return base64.b64encode(min(before, after.getvalue(), key=len)).decode()
 
 

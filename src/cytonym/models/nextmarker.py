@@ -174,12 +174,12 @@ class NeXtMarker(CellEncoder):
     Config: ClassVar[type] = NeXtMarkerConfig
     recipe: ClassVar[Recipe] = Recipe(
         steps=300,
-        batch_size=256,
+        batch_size=128,
         learning_rate=1e-3,
         final_rate=1e-4,
         warmup=0.1,
         constant=0.1,
-        views=ViewConfig(window_px=(11,), views_per_size=2),
+        views=ViewConfig(window_px=(11,), views_per_size=4),
     )
     config: NeXtMarkerConfig
 

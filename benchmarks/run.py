@@ -1,0 +1,115 @@
+"""Run the benchmarks one after another and print the number of each: what `make bench` calls.
+
+    python benchmarks/run.py                    # quick settings, minutes
+    python benchmarks/run.py --full             # the settings of docs/benchmarks.md
+    python benchmarks/run.py patches embed      # some of them
+
+Those on real fields look in `--data`, in `$CYTONYM_DATA` or in `../shared/data` beside the checkout, and are left out where
+that has no such field.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("CYTONYM_DATA", HERE.parents[1] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A script and its arguments; `{field}` stands for the folder of a real field."""
+
+    script: str
+    quick: str = ""
+    full: str = ""
+    fields: tuple[str, ...] = ()
+
+
+SMALL = "--size 2048 --cells 10500 --repeats 2"
+BENCHMARKS = (
+    Benchmark("patches", quick=f"{SMALL} --sample 5"),
+    Benchmark("embed", quick=SMALL),
+    Benchmark(
+        "find_cells",
+        quick="--data {codex_lymphoid_crop}",
+        full="--data {mibi_tb_granuloma} {codex_lymphoid_crop} {imc_pancreas}",
+        fields=("codex_lymphoid_crop", "mibi_tb_granuloma", "imc_pancreas"),
+    ),
+    Benchmark(
+        "interpretability",
+        quick="--train {codex_lymphoid_crop} --seeds 1",
+        full="--train {codex_lymphoid_crop}",
+        fields=("codex_lymphoid_crop",),
+    ),
+    Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
+)
+
+
+def missing(benchmark: Benchmark, arguments: str, data: Path) -> str:
+    """Why a benchmark cannot run here; empty where it can."""
+    if not (HERE / f"{benchmark.script}.py").exists():
+        return "no such script"
+    lacking = [f for f in benchmark.fields if f"{{{f}}}" in arguments and not (data / f / "dev").is_dir()]
+    return f"{', '.join(lacking)} not found in {data}: give --data or set CYTONYM_DATA" if lacking else ""
+
+
+def run(benchmark: Benchmark, arguments: str, data: Path) -> dict[str, Any] | None:
+    """Run a script, showing what it prints; its JSON line, or None where it failed."""
+    folders = {field: str(data / field / "dev") for field in benchmark.fields}
+    words = [word.format(**folders) for word in arguments.split()]
+    call = [sys.executable, str(HERE / f"{benchmark.script}.py"), *words, "--json"]
+    last = ""
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            last = line if line.strip() else last
+    if process.returncode:
+        return None
+    result: dict[str, Any] = json.loads(last)
+    return result
+
+
+def main() -> int:
+    names = [benchmark.script for benchmark in BENCHMARKS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("--data", type=Path, default=DATA, help=f"folder of the real fields; default: {DATA}")
+    parser.add_argument("--full", action="store_true", help="full settings, which take long")
+    options = parser.parse_args()
+    unknown = sorted(set(options.only) - set(names))
+    if unknown:
+        parser.error(f"no benchmark {unknown}. Available: {names}")
+
+    summary: list[tuple[str, str]] = []
+    failed = False
+    for benchmark in BENCHMARKS:
+        if options.only and benchmark.script not in options.only:
+            continue
+        arguments = benchmark.full if options.full else benchmark.quick
+        reason = missing(benchmark, arguments, options.data)
+        if reason:
+            summary.append((benchmark.script, f"left out: {reason}"))
+            continue
+        print(f"\n== {benchmark.script} {arguments}", flush=True)
+        start = time.perf_counter()
+        result = run(benchmark, arguments, options.data)
+        failed |= result is None
+        found = "FAILED" if result is None else json.dumps(result)
+        summary.append((benchmark.script, f"{found}  ({time.perf_counter() - start:.0f} s)"))
+    print("\n== summary")
+    for name, found in summary:
+        print(f"{name:18}{found}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

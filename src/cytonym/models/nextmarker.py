@@ -112,8 +112,9 @@ class MarkerSigmoid(nn.Module):
         factors = torch.tensor(exposures, device=x.device)
         gains = (gain[:, None] * factors)[:, :, None, None]
         shift = (4 * slope * self.center)[:, None, None, None]
-        y = torch.sigmoid(x.float()[:, :, None] * gains - shift) - torch.sigmoid(-shift)
-        return F.relu(y).flatten(1, 2)
+        x = x.float()[:, :, None]
+        y = torch.sigmoid(x * gains - shift) - torch.sigmoid(-shift)
+        return torch.where(x > 0, y, 0.0).flatten(1, 2)  # exactly 0: the two sigmoids may round differently
 
     def penalty(self, max_slope: float) -> Tensor:
         """Equation 2 in units of s: a >= 0, b <= max_slope, a b >= 2; mean over markers."""

@@ -84,12 +84,13 @@ def trained(markers: tuple[str, ...], quantiles: np.ndarray) -> NeXtMarker:
     return model.eval()
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
+def seconds(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Of the clock, and of all cores together, which other load on the machine hardly changes."""
+    start, cores = time.perf_counter(), time.process_time()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cores
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -120,10 +121,13 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     found, expected = forward()["embedding"][rows], forward_plain().cpu().numpy()
     gap = float(np.abs(found - expected).max())
     times: dict[str, list[float]] = {"embed": [], "forward": [], "plain": []}
+    cores: dict[str, list[float]] = {"embed": [], "forward": [], "plain": []}
     for _ in range(options.repeats):  # in turn, so that other load falls on all of them
         for name, work in (("embed", embed), ("forward", forward), ("plain", forward_plain)):
-            times[name].append(seconds(work, device))
-    print("seconds:", {name: [round(t, 3) for t in values] for name, values in times.items()}, file=sys.stderr)
+            for kept, value in zip((times, cores), seconds(work, device), strict=True):
+                kept[name].append(value)
+    for what, kept in (("seconds", times), ("seconds of all cores", cores)):
+        print(f"{what}:", {name: [round(t, 3) for t in values] for name, values in kept.items()}, file=sys.stderr)
     print(f"largest difference of the embeddings: {gap:.2g}", file=sys.stderr)
     if device.type == "cpu" and gap > 1e-4:
         raise RuntimeError(f"The plain network gives other embeddings: they differ by {gap:.2g}")  # noqa: EM102

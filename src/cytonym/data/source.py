@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
+import shapely
 from spatialdata.models import get_channel_names
 from xarray import DataArray, DataTree
 
@@ -194,8 +195,10 @@ def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: 
         grid = LabelGrid(element.data, (int(height), int(width)), to_labels)
         ids, points = label_centroids(element.data)
     elif kind == "shapes":
-        centroids = element.geometry.centroid
-        ids, points = element.index.to_numpy(), np.column_stack([centroids.x, centroids.y])
+        shapes = element.geometry.to_numpy()
+        if (shapely.get_type_id(shapes) != shapely.GeometryType.POINT).any():
+            shapes = shapely.centroid(shapes)
+        ids, points = element.index.to_numpy(), np.column_stack([shapely.get_x(shapes), shapely.get_y(shapes)])
     else:
         ids, points = _ids_and_points(element)
     if not len(ids):

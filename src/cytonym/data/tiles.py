@@ -253,7 +253,8 @@ class _Walk:
         self.strip = np.empty(strip, dtype=self.dtype)
 
     def tiles(self) -> Iterator[Tile]:
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="cytonym-read")
+        # one more than the cores: a read waits a while for zarr's event loop, where decoded chunks are copied
+        pool = ThreadPoolExecutor(self.threads + 1, thread_name_prefix="cytonym-read")
         previous: tuple[tuple[int, int], np.ndarray] | None = None
         try:
             following = iter(self.order)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cytonym")
 
-PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}
-"""Pixels of the windows that go through a network at once: about what a core's cache holds, what fills a GPU."""
+PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
+"""Pixels of the windows that go through a network at once: a few times what a core's cache holds, what fills a GPU."""
 
 
 class Part(NamedTuple):
@@ -233,11 +233,15 @@ def match_markers(wanted: Sequence[str], found: Sequence[str] | None) -> list[in
 
 def _gather(parts: Iterable[Part], model: CellEncoder, n_rows: int) -> dict[str, np.ndarray]:
     results: dict[str, np.ndarray] = {}
+    absent = np.ones(n_rows, dtype=bool)
     for part in parts:
         for name, values in part.values.items():
             if name not in results:
-                results[name] = np.full((n_rows, *values.shape[1:]), np.nan, dtype=np.float32)
+                results[name] = np.empty((n_rows, *values.shape[1:]), dtype=np.float32)
             results[name][part.rows] = values
+        absent[part.rows] = False
+    for found in results.values():
+        found[absent] = np.nan
     if not results:  # no cell at all: ask for the shapes
         window = np.zeros((1, len(model.markers), model.window_px, model.window_px), dtype=np.float32)
         home = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from cytonym.learning.views import ViewConfig
 from cytonym.models.base import CellEncoder, Encoding, Recipe
+from cytonym.models.marker_kernel import pooled_features
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,15 +107,18 @@ class MarkerSigmoid(nn.Module):
 
     def forward(self, x: Tensor, exposures: Sequence[float] = (1.0,)) -> Tensor:
         """Raw pixels [B, C, S, S] -> [B, C * E, S, S] in [0, 1], the exposures of marker 0, then those of marker 1, …"""
-        slope = self.log_slope.exp()
-        live = self.scale > 0
-        gain = torch.where(live, 4 * slope / self.scale.where(live, 1.0), 0.0)
-        factors = torch.tensor(exposures, device=x.device)
-        gains = (gain[:, None] * factors)[:, :, None, None]
-        shift = (4 * slope * self.center)[:, None, None, None]
+        gains, shift = self.curves(exposures)
+        gains, shift = gains[:, :, None, None], shift[:, None, None, None]
         x = x.float()[:, :, None]
         y = torch.sigmoid(x * gains - shift) - torch.sigmoid(-shift)
         return torch.where(x > 0, y, 0.0).flatten(1, 2)  # exactly 0: the two sigmoids may round differently
+
+    def curves(self, exposures: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Gains [C, E] and shifts [C] of the sigmoids 1 / (1 + exp(shift - gain x)), gain 0 for a silent marker."""
+        slope = self.log_slope.exp()
+        live = self.scale > 0
+        gain = torch.where(live, 4 * slope / self.scale.where(live, 1.0), 0.0)
+        return gain[:, None] * torch.tensor(exposures, device=gain.device), 4 * slope * self.center
 
     def penalty(self, max_slope: float) -> Tensor:
         """Equation 2 in units of s: a >= 0, b <= max_slope, a b >= 2; mean over markers."""
@@ -257,19 +261,24 @@ class NeXtMarker(CellEncoder):
 
     def features(self, windows: Tensor) -> Tensor:
         """Stage I: raw windows [B, C, S, S] -> [B, C * K], marker-major."""
-        c = len(self.markers)
+        kernels = torch.cat([self.amount.exp(), self.shape], dim=1)
+        pool = self._pool_weights(windows.shape[-1]).to(windows.device)
+        if kernels.device.type == "cpu" and not torch.is_grad_enabled():
+            raw = windows if windows.dtype in (torch.uint8, torch.uint16) else windows.float()
+            gain, shift = (t.numpy() for t in self.normalize.curves(self.config.exposures))
+            stride = self.config.stride_px
+            return torch.from_numpy(pooled_features(raw.numpy(), gain, shift, kernels.numpy(), pool.numpy(), stride))
         y = self.normalize(windows, self.config.exposures)
-        kernels = torch.cat([self.amount.exp(), self.shape], dim=1).flatten(0, 1)
-        h = F.relu(F.conv2d(y, kernels, stride=self.config.stride_px, groups=c))
-        return (h / (1 + h)).flatten(2) @ self._pool_weights(windows)
+        h = F.relu(F.conv2d(y, kernels.flatten(0, 1), stride=self.config.stride_px, groups=len(self.markers)))
+        return (h / (1 + h)).flatten(2) @ pool.flatten()
 
-    def _pool_weights(self, windows: Tensor) -> Tensor:
-        """Gaussian about the window's centre pixel, at the positions of the features [P * P], summing to 1."""
-        side, kernel, stride = windows.shape[-1], self.config.kernel_px, self.config.stride_px
+    def _pool_weights(self, side: int) -> Tensor:
+        """Gaussian about the centre pixel of a window, at the positions of the features [P, P], summing to 1."""
+        kernel, stride = self.config.kernel_px, self.config.stride_px
         positions = (side - kernel) // stride + 1
-        at = torch.arange(positions, device=windows.device) * stride + (kernel - 1) / 2 - side // 2
+        at = torch.arange(positions) * stride + (kernel - 1) / 2 - side // 2
         line = torch.exp(-0.5 * (at / self.config.pool_sigma_px) ** 2)
-        weights = torch.outer(line, line).flatten()
+        weights = torch.outer(line, line)
         return weights / weights.sum()
 
     def encode(self, windows: Tensor) -> Encoding:

@@ -3,9 +3,10 @@
     python benchmarks/interpretability.py --train FOLDER [--test FOLDER] --json
 
 A folder holds one field: an OME-TIFF, its mask (`*_mask.tif`) and a table of cells (`*_cells.csv` with cell_id, y, x and a
-class). Without `--test` the field is cut in two halves by position, the upper for training. The encoder sees raw pixels
-and the centres of all cells; classes are used to score only. Three questions, each on the test field, each beside the
-mean intensity over the mask:
+class). Without `--test` the field is cut in two halves by position, and each is once the training field and once the test
+field; scores of both ways stand in `folds`, the others are means over them. The encoder sees raw pixels and the centres of
+all cells; classes are used to score only. Three questions, each on the test field, each beside the mean intensity over the
+mask:
 
 auroc   attribution (or intensity) of a marker against the class that it defines, mean over the pairs below; `auroc_disc` is
         the mean over a disc of 4 px radius, which needs no mask either.
@@ -14,13 +15,14 @@ f1      macro-F1 of a logistic regression trained on the training field: intensi
         embedding beside them. The embedding is centred and scaled as a block, to the total variance of 1, 3 or 10
         standardised numbers, whichever does best in cross-validation over four strips of the training field.
 
-Every number is a mean over seeds (of the training, and of Leiden), followed by its standard deviation.
+Every number is a mean over seeds (of the training, and of Leiden), followed by its standard deviation over them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -175,22 +177,9 @@ def beside(logs: list[np.ndarray], embedding: list[np.ndarray], field: Field) ->
     return found[max(found)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, default=Path("../shared/data/codex_lymphoid_crop/dev"))
-    parser.add_argument("--test", type=Path, help="default: the lower half of the training field")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="default: the method's recipe")
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-
-    field = read(options.train)
-    fields = (field, read(options.test)) if options.test else halves(field)
-    train, test = fields
-    test_order = [test.markers.index(m) for m in train.markers]
-    test.image, test.markers = test.image[test_order], train.markers
-
+def scores(train: Field, test: Field, seeds: int, steps: int | None) -> dict[str, list[float]]:
+    """Every measure, once a seed where a seed matters."""
+    fields = (train, test)
     means, areas = zip(*[intensities(f) for f in fields], strict=True)
     disc, _ = intensities(test, DISC_UM)
     scaler = StandardScaler().fit(np.log1p(means[0]))
@@ -198,18 +187,17 @@ def main() -> None:
     sizes = StandardScaler().fit(areas[0][:, None])
     both = [np.c_[x, sizes.transform(area[:, None])] for x, area in zip(logs, areas, strict=True)]
     found: dict[str, list[float]] = {
-        "auroc_mean": [auroc(means[1], test)],
-        "auroc_disc": [auroc(disc, test)],
-        "f1_mean": [f1(*both, fields)],
-        "ari_mean": [ari(logs[1], test, seed) for seed in range(options.seeds)],
+        "auroc_mean": [auroc(means[1], test)] * seeds,
+        "auroc_disc": [auroc(disc, test)] * seeds,
+        "f1_mean": [f1(*both, fields)] * seeds,
+        "ari_mean": [ari(logs[1], test, seed) for seed in range(seeds)],
         "auroc_attr": [],
         "ari_embed": [],
         "f1_both": [],
     }
-    started = time.perf_counter()
-    for seed in range(options.seeds):
+    for seed in range(seeds):
         objects = [at_centers(f) for f in fields]
-        model = cy.tl.fit_encoder(objects[0], steps=options.steps, rng=seed)
+        model = cy.tl.fit_encoder(objects[0], steps=steps, rng=seed)
         for sdata in objects:
             cy.tl.embed_cells(sdata, model)
         tables = [s["table"] for s in objects]
@@ -219,18 +207,45 @@ def main() -> None:
         found["auroc_attr"].append(auroc(attributions, test))
         found["ari_embed"].append(ari(embedding[1], test, seed))
         found["f1_both"].append(f1(*beside(logs, embedding, train), fields))
-        if not options.json:
-            print(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.3f}" for k, v in found.items()), flush=True)
+        print(f"seed {seed}: " + ", ".join(f"{k} {v[seed]:.3f}" for k, v in found.items()), file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, default=Path("../shared/data/codex_lymphoid_crop/dev"))
+    parser.add_argument("--test", type=Path, help="default: the two halves of the training field in turn")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="default: the method's recipe")
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+
+    field = read(options.train)
+    if options.test:
+        other = read(options.test)
+        order = [other.markers.index(m) for m in field.markers]
+        other.image, other.markers = other.image[order], field.markers
+        folds = {options.test.parent.name: (field, other)}
+    else:
+        upper, lower = halves(field)
+        folds = {"lower half": (upper, lower), "upper half": (lower, upper)}
+    started = time.perf_counter()
+    found = {name: scores(*pair, options.seeds, options.steps) for name, pair in folds.items()}
     result: dict[str, object] = {
         "train": options.train.parent.name,
-        "test": options.test.parent.name if options.test else "lower half",
-        "cells": [len(f.cells) for f in fields],
+        "test": list(folds),
+        "cells": [len(f.cells) for f in next(iter(folds.values()))],
         "seeds": options.seeds,
-        "seconds_a_seed": round((time.perf_counter() - started) / options.seeds, 1),
+        "seconds_a_training": round((time.perf_counter() - started) / options.seeds / len(folds), 1),
     }
     for key in ("auroc_attr", "auroc_mean", "auroc_disc", "ari_embed", "ari_mean", "f1_both", "f1_mean"):
-        result[key] = round(float(np.mean(found[key])), 4)
-        result[f"{key}_sd"] = round(float(np.std(found[key])), 4)
+        values = np.array([fold[key] for fold in found.values()])  # [folds, seeds]
+        result[key] = round(float(values.mean()), 4)
+        result[f"{key}_sd"] = round(float(values.mean(axis=0).std()), 4)
+    result["folds"] = {
+        name: {key: round(float(np.mean(values)), 4) for key, values in fold.items()} for name, fold in found.items()
+    }
     print(json.dumps(result))
 
 

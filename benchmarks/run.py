@@ -26,11 +26,11 @@ DATA = Path(os.environ.get("CYTONYM_DATA", HERE.parents[1] / "shared" / "data"))
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script and its arguments; `{field}` stands for the folder of a real field."""
+    """A script and its arguments, None where it is not to run; `{field}` stands for the folder of a real field."""
 
     script: str
-    quick: str = ""
-    full: str = ""
+    quick: str | None = ""
+    full: str | None = ""
     fields: tuple[str, ...] = ()
 
 
@@ -50,6 +50,7 @@ BENCHMARKS = (
         full="--train {codex_lymphoid_crop}",
         fields=("codex_lymphoid_crop",),
     ),
+    Benchmark("interpretability", quick=None, full="--train {mibi_lymphnode} --seeds 3", fields=("mibi_lymphnode",)),
     Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
 )
 
@@ -79,7 +80,7 @@ def run(benchmark: Benchmark, arguments: str, data: Path) -> dict[str, Any] | No
 
 
 def main() -> int:
-    names = [benchmark.script for benchmark in BENCHMARKS]
+    names = list(dict.fromkeys(benchmark.script for benchmark in BENCHMARKS))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of the real fields; default: {DATA}")
@@ -95,6 +96,8 @@ def main() -> int:
         if options.only and benchmark.script not in options.only:
             continue
         arguments = benchmark.full if options.full else benchmark.quick
+        if arguments is None:
+            continue
         reason = missing(benchmark, arguments, options.data)
         if reason:
             summary.append((benchmark.script, f"left out: {reason}"))

@@ -132,19 +132,6 @@ def test_clusters_are_named_after_most_of_their_cells() -> None:
     assert list(_demo._majority(clusters, types)) == ["T", "T", "B", "B", np.nan, np.nan, "T"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["DNA", "DNA1", "dsDNA", "DAPI", "Hoechst 33342", "HH3", "H3", "Histone H3", "Nuc", "Nuclei", "Ir191", "DRAQ5"],
-)
-def test_nuclear_channels_by_name(name: str) -> None:
-    assert _demo.NUCLEAR.search(name)
-
-
-@pytest.mark.parametrize("name", ["CD3", "CD8", "panCK", "Nucleolin", "pH2AX", "H3K27me3", "Ki67", "BCL6", "IR"])
-def test_other_channels_by_name(name: str) -> None:
-    assert not _demo.NUCLEAR.search(name)
-
-
 def test_choose_channels() -> None:
     names = ["DNA", "CD3", "CD4, total", "Au"]
     assert _demo.choose_channels(names, None, None) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import time
 import warnings
@@ -21,6 +20,7 @@ from spatialdata import SpatialData
 import cytonym as cy
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
+from cytonym.pp._nuclear import is_nuclear, nuclear_channels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,9 +34,6 @@ logger = logging.getLogger("cytonym")
 CLUSTERS, TRUTH, NAMED = "phenograph", "cell_type", "named_phenotype"
 EMBEDDING, ATTRIBUTIONS = "X_nextmarker", "nextmarker_attributions"
 NEIGHBORS = 30
-NUCLEAR = re.compile(
-    r"^(ds)?dna|dapi|hoechst|draq5|^h?h3$|histone|^nuc([^a-z]|lei|lear|leus|$)|ir19[13]|19[13]ir|iridium", re.IGNORECASE
-)
 
 
 @dataclass
@@ -65,7 +62,7 @@ class Run:
     @property
     def nuclear(self) -> str | None:
         """A nuclear channel of the images, by its name."""
-        return self.stain or next((c for c in channel_names(self.sdata) if NUCLEAR.search(c)), None)
+        return self.stain or next(iter(nuclear_channels(channel_names(self.sdata))), None)
 
     def leading_markers(self, n: int) -> list[str]:
         """Up to n markers, not the nuclear one, that together tell as many cells as possible from the others."""
@@ -73,7 +70,7 @@ class Run:
         # to the third power: 0.95 in one cluster says more than 0.8 in two
         told = {g: {m: max(auroc - 0.5, 0) ** 3 for m, auroc in top.items()} for g, top in self.top.items()}
         covered = dict.fromkeys(told, 0.0)
-        left = [m for m in self.model.markers if m != self.nuclear and not NUCLEAR.search(m)]
+        left = [m for m in self.model.markers if m != self.nuclear and not is_nuclear(m)]
         chosen: list[str] = []
         while left and len(chosen) < n:
             gain = [sum(max(0, told[g].get(m, 0) - covered[g]) * share[g] ** 0.5 for g in told) for m in left]

@@ -35,6 +35,12 @@ BLOB_SIGMA = 0.354
 CROPS, CROP_PX = 16, 384  # at most so many squares of the images, of this side, are looked at
 
 
+def is_nuclear(channel: str) -> bool:
+    """Whether a channel's name says that it shows every nucleus."""
+    name = channel.lower()
+    return any(kind.search(name) for kind in KINDS) and not PHOSPHORYLATED.search(name)
+
+
 def nuclear_channels(channels: Sequence[str]) -> list[str]:
     """The channels that their names say are nuclear; empty where none does.
 
@@ -45,7 +51,7 @@ def nuclear_channels(channels: Sequence[str]) -> list[str]:
     ['DNA1(Ir191)', 'DNA2(Ir193)']
     """
     for kind in KINDS:
-        found = [c for c in channels if kind.search(c.lower()) and not PHOSPHORYLATED.search(c.lower())]
+        found = [c for c in channels if kind.search(c.lower()) and is_nuclear(c)]
         if found:
             return found if len(found) == 2 else found[:1]
     return []

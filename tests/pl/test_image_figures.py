@@ -132,8 +132,11 @@ def test_patches_errors(sdata):
 
 
 @pytest.mark.parametrize("log", [None, True, False])
-def test_normalization_curves(sdata, log):
-    figure = cy.pl.normalization(sdata, log=log)
+@pytest.mark.parametrize("parse_math", [True, False])
+def test_normalization_curves(sdata, log, parse_math):
+    with mpl.rc_context({"text.parse_math": parse_math}):
+        figure = cy.pl.normalization(sdata, log=log)
+        figure.canvas.draw()
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_title() for ax in shown] == ["A", "B", "C"]
     curve = shown[0].lines[-1]
@@ -141,6 +144,9 @@ def test_normalization_curves(sdata, log):
     np.testing.assert_allclose(y, 1 / (1 + np.exp(-4 * (2 / 30) * (x - 30))), atol=1e-6)
     assert "all zero" in [t.get_text() for t in shown[2].texts]
     assert shown[0].get_xscale() == ("log" if log else "linear")
+    ticks = [label.get_text() for label in shown[0].get_xticklabels()]
+    assert ticks
+    assert all(float(tick) >= 0 for tick in ticks)  # numbers, not formulas that are shown as they are written
     not_cut_off(figure)
 
 

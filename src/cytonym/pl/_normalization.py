@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from cytonym._shared import KEYS, document
 from cytonym.data.source import resolve
@@ -163,6 +164,8 @@ def _panel(ax: Axes, marker: str, center: float, slope: float, pixels: np.ndarra
         x = np.geomspace(low, high, 200)
         ax.set_xscale("log")
         ax.minorticks_off()
+        ax.xaxis.set_major_locator(LogLocator(numticks=4))
+        ax.xaxis.set_major_formatter("{x:g}")
     else:
         low = 0.0
         step = max(1, np.ceil(high / 40)) if whole else high / 40  # as many whole numbers in each bin

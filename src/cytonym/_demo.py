@@ -34,6 +34,7 @@ logger = logging.getLogger("cytonym")
 CLUSTERS, TRUTH, NAMED = "phenograph", "cell_type", "named_phenotype"
 EMBEDDING, ATTRIBUTIONS = "X_nextmarker", "nextmarker_attributions"
 NEIGHBORS = 30
+LEADING = 0.55  # least AUROC of a marker that is named for a cluster
 
 
 @dataclass
@@ -297,7 +298,7 @@ def _top_markers(adata: AnnData, n: int = 3) -> dict[str, dict[str, float]]:
     if len(groups) < 2:
         return {}
     ranked = cy.tl.rank_markers(adata, CLUSTERS, key=ATTRIBUTIONS)
-    ranked = ranked[ranked["auroc"] > 0.5]
+    ranked = ranked[ranked["auroc"] >= LEADING]
     return {g: ranked[ranked["group"] == g].head(n).set_index("marker")["auroc"].to_dict() for g in groups}
 
 

@@ -155,8 +155,10 @@ def maps(found: Run, colors: dict[str, str]) -> Figure:
         ax.margins(0.02)
         ax.invert_yaxis()
     handles = [plt.Line2D([], [], marker="o", linestyle="", color=c, label=g) for g, c in colors.items()]
+    columns = -(-len(handles) // -(-len(handles) // 12))
+    handles = [handle for column in range(columns) for handle in handles[column::columns]]  # legends fill columns
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=16, frameon=False, handletextpad=0.1, columnspacing=0.9
+        handles=handles, loc="outside upper center", ncols=columns, frameon=False, handletextpad=0.1, columnspacing=0.9
     )
     plt.close(figure)
     return figure

@@ -126,6 +126,18 @@ def test_found_cells_take_the_type_of_the_mask_under_them() -> None:
         assert (pd.isna(name) and label == 0) or name == known[label]
 
 
+def test_the_window_suits_the_cells_that_were_found() -> None:
+    def found(radius: float, pixel_size: float | None = None) -> sd.SpatialData:
+        centers = pd.DataFrame({"x": [9.0, 20.0], "y": [9.0, 20.0]})
+        sdata = cy.io.from_arrays(np.ones((1, 40, 40)), channels=["DNA"], centers=centers, pixel_size=pixel_size)
+        sdata["centers"]["radius"] = radius
+        return sdata
+
+    assert _demo._window(found(3.5)) is None  # the default suits
+    assert _demo._window(found(10.0)) == 32
+    assert _demo._window(found(10.0, 0.5)) is None  # the pixel size says it
+
+
 def test_clusters_are_named_after_most_of_their_cells() -> None:
     clusters = pd.Series(list("0011220"), dtype="category")
     types = pd.Series(["T", "T", "B", "B", None, None, "B"], dtype="category")

@@ -18,9 +18,9 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 import cytonym as cy
+from cytonym.data.nuclear import is_nuclear, nuclear_channels
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
-from cytonym.pp._nuclear import is_nuclear, nuclear_channels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +34,7 @@ logger = logging.getLogger("cytonym")
 CLUSTERS, TRUTH, NAMED = "phenograph", "cell_type", "named_phenotype"
 EMBEDDING, ATTRIBUTIONS = "X_nextmarker", "nextmarker_attributions"
 NEIGHBORS = 30
+WINDOW, LARGE_PX = 1.6, 16  # side of the window in diameters of a nucleus; below so many pixels the default does
 LEADING = 0.55  # least AUROC of a marker that is named for a cluster
 
 
@@ -163,6 +164,7 @@ def run(
     find = find or not (sdata.labels or sdata.shapes or sdata.points)
     if find:
         sdata = _find_cells(sdata, nuclear, diameter_px, truth)
+        size_px = size_px or _window(sdata)
         watch.lap("find cells")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -261,6 +263,16 @@ def _find_cells(
     rows = open_table(images, resolve(images))
     rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth)})
     return images
+
+
+def _window(found: SpatialData) -> int | None:
+    """Side of the window that suits the found cells; None where the pixel size says it, or the method's own does."""
+    sources = resolve(found)
+    if any(source.pixel_size is not None for source in sources):
+        return None
+    radii = np.concatenate([found[source.region]["radius"].to_numpy() for source in sources])
+    side = round(WINDOW * 2 * float(np.median(radii)))
+    return side if side > LARGE_PX else None
 
 
 def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str) -> pd.Series:

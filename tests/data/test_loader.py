@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from cytonym.data import loader as module
-from cytonym.data.loader import TrainingWindows, channel_statistics, match_channels
+from cytonym.data.loader import TrainingWindows, match_channels
+from cytonym.data.patches import CellPatches, bin_pixels
 
 
 def coded(make_source, n_cells: int, base: int, *, names="ab", store=None, size: int = 48):
@@ -218,90 +218,20 @@ def test_pixels_that_are_no_numbers(make_source):
     source = make_source(pixels, [[10.0, 10.0]], image_key="slide")
     with pytest.raises(ValueError, match="Channel 'marker1' of image 'slide' has NaN or infinite pixels"):
         list(windows([source]))
-    with pytest.raises(
-        ValueError, match=re.escape("Channels ['marker1'] of image 'slide' have NaN or infinite pixels")
-    ):
-        channel_statistics([source])
 
 
-# --- channel_statistics ---
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_binned_windows(make_source, dtype):
+    pixels = np.random.default_rng(0).integers(0, 200, (2, 60, 50)).astype(dtype)
+    source = make_source(pixels, np.random.default_rng(1).uniform(0, [60, 50], (12, 2)))
+    [batch] = TrainingWindows([source], 5, batch_size=12, steps=1, seed=0, binning=3)
+    whole = np.concatenate([block.windows for block in CellPatches(source, 15)])
+    expected = {bin_pixels(window, 3).tobytes() for window in whole}
+    assert {window.numpy().tobytes() for window in batch} == expected
+    assert tuple(batch.shape[1:]) == (2, 5, 5)
 
 
-def everywhere(shape: tuple[int, int]) -> np.ndarray:
-    """A cell in every square that statistics may look at."""
-    return np.stack(np.meshgrid(*(np.arange(0.5, n, 16) for n in shape), indexing="ij"), axis=-1).reshape(-1, 2)
-
-
-@pytest.mark.parametrize("dtype", ["u1", "u2", "f4", ">i4"])
-@pytest.mark.parametrize("kind", ["numpy", "zarr"])
-def test_statistics_of_small_images_are_those_of_all_pixels(make_source, store_pixels, dtype, kind):
-    rng = np.random.default_rng(0)
-    images = [rng.poisson([[[0.3]], [[4.0]], [[0]]], (3, *shape)).astype(dtype) for shape in ((60, 90), (40, 40))]
-    sources = [
-        make_source(store_pixels(images[0], kind, (1, 16, 16)), everywhere((60, 90)), names="abc"),
-        make_source(store_pixels(images[1][::-1], kind, (1, 16, 16)), everywhere((40, 40)), names="cba"),
-    ]
-    found = channel_statistics(sources, quantile=0.7)
-    for c in range(3):
-        values = np.concatenate([image[c].ravel() for image in images])
-        positive = values[values > 0].astype("f8")
-        assert found["nonzero"][c] == pytest.approx(len(positive) / len(values))
-        assert found["max"][c] == max(values)
-        assert found["quantile"][c] == pytest.approx(np.quantile(positive, 0.7) if len(positive) else 0)
-
-
-def test_statistics_do_not_depend_on_storage(make_source, store_pixels, monkeypatch):
-    monkeypatch.setattr(module, "SQUARE_PX", 32)
-    pixels = np.random.default_rng(0).poisson(1.0, (2, 150, 130)).astype("u2")
-    centers = np.random.default_rng(1).uniform(0, [150, 130], (40, 2))
-
-    def of(kind, chunks):
-        return channel_statistics([make_source(store_pixels(pixels, kind, chunks), centers)], max_pixels=4000, seed=5)
-
-    first = of("numpy", (1, 1, 1))
-    assert first["nonzero"][0] > 0
-    narrow = ("zarr", (1, 148, 64))  # the last tile is 2 px high
-    for kind, chunks in [
-        narrow,
-        ("zarr", (1, 16, 16)),
-        ("zarr", (2, 50, 33)),
-        ("dask", (1, 37, 20)),
-        ("sharded", (1, 8, 8)),
-    ]:
-        for name, values in of(kind, chunks).items():
-            np.testing.assert_array_equal(values, first[name])
-
-
-def test_statistics_of_a_sample_are_close(make_source):
-    pixels = np.random.default_rng(0).poisson(1.0, (1, 1500, 1100)).astype("u2")
-    source = make_source(pixels, everywhere((1500, 1100)))
-    found = channel_statistics([source], max_pixels=2**17)
-    assert found["nonzero"][0] == pytest.approx((pixels > 0).mean(), abs=0.01)
-    assert found["quantile"][0] == np.quantile(pixels[pixels > 0], 0.9)
-    tiny = channel_statistics([source], max_pixels=5000)  # less than one square: every k-th row of it
-    assert tiny["nonzero"][0] == pytest.approx((pixels > 0).mean(), abs=0.05)
-    assert not np.array_equal(channel_statistics([source], max_pixels=5000, seed=1)["nonzero"], tiny["nonzero"])
-
-
-def test_a_marker_that_is_rare_is_found(make_source):
-    pixels = np.zeros((3, 1100, 600), "u2")
-    pixels[0] = 1
-    pixels[1, 1090, 590] = 9
-    source = make_source(pixels, [[10.0, 10.0]])
-    found = channel_statistics([source])
-    assert found["quantile"].tolist() == [1, 9, 0]
-    assert found["max"].tolist() == [1, 9, 0]
-    assert found["nonzero"].tolist() == [1, pytest.approx(1 / (1100 * 600)), 0]
-
-
-def test_statistics_read_only_what_they_look_at(make_source, store_pixels):
-    array = store_pixels(np.ones((1, 2048, 2048), "u1"), "zarr", (1, 256, 256))
-    source = make_source(array, everywhere((2048, 2048)))
-    channel_statistics([source], max_pixels=4 * 256**2)
-    assert len(array.store.reads) <= 4 * 4
-    assert set(array.store.reads.values()) == {1}
-
-
-def test_quantile_out_of_range(make_source):
-    with pytest.raises(ValueError, match="`quantile` must lie between 0 and 1, got 90"):
-        channel_statistics([make_source(np.zeros((1, 9, 9)), [[1.0, 1.0]])], quantile=90)
+def test_windows_too_large_once_they_are_binned(make_source):
+    source = make_source(np.zeros((1, 20, 20)), [[4.0, 4.0]], image_key="i")
+    with pytest.raises(ValueError, match="A window of 21 px is larger than image 'i' of 20 x 20 px"):
+        TrainingWindows([source], 7, batch_size=1, steps=1, seed=0, binning=3)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, TableModel
-from spatialdata.transformations import Scale
+from spatialdata.transformations import Scale, set_transformation
 
 import cytonym as cy
 from cytonym.learning.views import ViewConfig
@@ -197,11 +197,48 @@ def test_sizes_views_and_configs(tissue):
     model = cy.tl.fit_encoder(sdata, config, views=ViewConfig(window_px=(6, 5)), **FAST)
     assert (model.window_px, model.config.features_per_marker) == (6, 4)
     for element in (sdata["image"], sdata["cells"]):
-        from spatialdata.transformations import set_transformation
-
         set_transformation(element, Scale([0.5, 0.5], axes=("x", "y")), "global")
     assert cy.tl.fit_encoder(sdata, size_um=5.0, **FAST).window_px == 10
     assert cy.tl.fit_encoder(sdata, **FAST).provenance["pixel_size"] == pytest.approx(0.5)
+
+
+def test_fine_pixels_are_binned(tissue, caplog):
+    sdata = tissue()
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        assert cy.tl.fit_encoder(sdata, **FAST).binning == 1
+    assert "do not say how large their pixels are" in caplog.text
+    for pixel_size, binning in ((0.5, 2), (0.001, 1)):
+        for element in (sdata["image"], sdata["cells"]):
+            set_transformation(element, Scale([pixel_size, pixel_size], axes=("x", "y")), "global")
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="cytonym"):
+            model = cy.tl.fit_encoder(sdata, **FAST)
+        assert (model.binning, model.window_px) == (binning, 11 * binning)
+        assert ("2 x 2 px averaged into one" in caplog.text) == (binning == 2)
+        assert ("no light microscope's" in caplog.text) == (pixel_size == 0.001)
+        assert cy.tl.fit_encoder(sdata, cy.models.NeXtMarkerConfig(), **FAST).binning == 1  # as it says
+        rounded = cy.tl.fit_encoder(sdata, size_px=28, **FAST)
+        assert (rounded.window_px, rounded.binning) == (27, 3)
+        cy.tl.embed_cells(sdata, rounded, size_px=28)  # the size that gives this window
+        cy.tl.embed_cells(sdata, model)
+        table = sdata["table"]
+        assert np.isfinite(table.obsm["X_nextmarker"]).all()
+        told = table.uns["nextmarker"]["model"]
+        assert (told["window_px"], told["binning"]) == (11 * binning, binning)
+
+
+def test_binned_images_give_what_binning_gives(tissue):
+    """Cells at the middle of squares of 2 x 2 pixels, on an image whose squares are of one value."""
+    coarse = tissue()
+    pixels = np.asarray(coarse["image"])
+    centers = np.random.default_rng(0).integers(8, min(pixels.shape[1:]) - 8, (12, 2))
+    fine = np.repeat(np.repeat(pixels, 2, axis=1), 2, axis=2)
+    names = [str(c) for c in coarse["image"].c.to_numpy()]
+    one = cy.io.from_arrays(pixels, channels=names, centers=pd.DataFrame(centers + 0.5, columns=["x", "y"]))
+    two = cy.io.from_arrays(fine, channels=names, centers=pd.DataFrame(2.0 * centers + 1, columns=["x", "y"]))
+    a = cy.tl.embed_cells(one, size_px=11, inplace=False, **FAST)
+    b = cy.tl.embed_cells(two, size_px=22, inplace=False, **FAST)
+    np.testing.assert_allclose(a.obsm["X_nextmarker"], b.obsm["X_nextmarker"], atol=1e-5)
 
 
 def test_training_further_starts_from_the_model(tissue, model):

@@ -1,4 +1,4 @@
-"""Random windows over many images for training, and the brightness of their channels.
+"""Random windows over many images for training.
 
 The windows of all cells rarely fit into memory, and reading one window means decoding whole chunks. So training goes in
 rounds: a round loads a pool of random cells, in one pass over each image, and its batches are random draws from the
@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cytonym.data.patches import CellPatches
-from cytonym.data.tiles import iter_tiles
+from cytonym.data.patches import CellPatches, bin_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cytonym.data.source import CellSource
-
-SQUARE_PX = 256  # side of the squares that statistics are taken from
 
 
 class TrainingWindows(IterableDataset):
@@ -37,7 +34,7 @@ class TrainingWindows(IterableDataset):
     sources
         Cells and images, one or many, all with the same channel names.
     size_px
-        Side S of the windows. Beyond the border an image is mirrored.
+        Side S of the windows, in binned pixels. Beyond the border an image is mirrored.
     batch_size
         Windows B in a batch. Where `torch.distributed` is initialised, each rank gets its share of them: all ranks
         together see the batches of one process.
@@ -52,6 +49,8 @@ class TrainingWindows(IterableDataset):
         each of its windows has been drawn once on average. The batches depend on it.
     start_step
         Step to start at; the batches before it are left out.
+    binning
+        Side of the squares of pixels that are averaged into one.
 
     Yields
     ------
@@ -85,15 +84,22 @@ class TrainingWindows(IterableDataset):
         balance: bool = True,
         pool_mb: float = 1024,
         start_step: int = 0,
+        binning: int = 1,
     ) -> None:
-        self.sources, self.size_px = match_channels(sources), int(size_px)
-        for name, value, least in (("batch_size", batch_size, 1), ("steps", steps, 0), ("start_step", start_step, 0)):
+        self.sources, self.size_px, self.binning = match_channels(sources), int(size_px), int(binning)
+        numbers = (
+            ("batch_size", batch_size, 1),
+            ("steps", steps, 0),
+            ("start_step", start_step, 0),
+            ("binning", binning, 1),
+        )
+        for name, value, least in numbers:
             if value < least:
                 msg = f"`{name}` must be at least {least}, got {value}."
                 raise ValueError(msg)
         self.batch_size, self.steps, self.start_step = int(batch_size), int(steps), int(start_step)
         self.seed, self.balance = int(seed), balance
-        self.inside = [_inside(source, self.size_px) for source in self.sources]
+        self.inside = [_inside(source, self.size_px * self.binning) for source in self.sources]
         counts = np.array([len(rows) for rows in self.inside])
         size = self._pool_size(pool_mb)
         whole = size >= counts.sum()
@@ -108,7 +114,7 @@ class TrainingWindows(IterableDataset):
 
     def _pool_size(self, pool_mb: float) -> int:
         """Number of cells in a pool."""
-        n_channels, widest = len(self.sources[0].channels), max(s.pixels.dtype.itemsize for s in self.sources)
+        n_channels, widest = len(self.sources[0].channels), max(self._dtype(s).itemsize for s in self.sources)
         size = int(pool_mb * 2**20 / (n_channels * self.size_px**2 * widest))
         if size < len(self.sources):
             msg = (
@@ -117,6 +123,9 @@ class TrainingWindows(IterableDataset):
             )
             raise ValueError(msg)
         return size
+
+    def _dtype(self, source: CellSource) -> np.dtype:
+        return source.pixels.dtype.newbyteorder("=") if self.binning == 1 else np.dtype(np.float32)
 
     def __len__(self) -> int:
         """Number of batches still to come."""
@@ -164,10 +173,9 @@ class TrainingWindows(IterableDataset):
     def _read(self, i: int, rng: np.random.Generator) -> np.ndarray:
         rows = np.sort(rng.choice(self.inside[i], self.pool_counts[i], replace=False))
         source = self.sources[i].subset(rows)
-        dtype = source.pixels.dtype.newbyteorder("=")
-        windows = np.empty((len(rows), len(source.channels), self.size_px, self.size_px), dtype=dtype)
-        for block in CellPatches(source, self.size_px):
-            windows[block.rows] = block.windows
+        windows = np.empty((len(rows), len(source.channels), self.size_px, self.size_px), dtype=self._dtype(source))
+        for block in CellPatches(source, self.size_px * self.binning):
+            windows[block.rows] = bin_pixels(block.windows, self.binning)
         return windows
 
 
@@ -231,102 +239,3 @@ def match_channels(sources: Sequence[CellSource]) -> list[CellSource]:
         replace(source, channels=tuple(names), channel_index=np.asarray(source.channel_index)[order])
         for source, order in zip(sources, orders, strict=True)
     ]
-
-
-def channel_statistics(
-    sources: Sequence[CellSource], *, quantile: float = 0.9, max_pixels: int = 2**22, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Brightness of each channel over all images.
-
-    Looks at random squares of 256 px that hold cells, the same number of pixels in every image. Small images are read
-    whole. A channel that is dark in all these squares is looked for in the rest of the images, so that rare markers are
-    not taken for missing ones.
-
-    Parameters
-    ----------
-    sources
-        Cells and images, all with the same channel names.
-    quantile
-        Which quantile of the pixels above zero to give.
-    max_pixels
-        About how many pixels of each channel to look at, over all images.
-    seed
-        Of the random squares. The result depends on nothing else; not on how the images are stored.
-
-    Returns
-    -------
-    dict with f8 [C] in the order of the first source's channels: `"quantile"` of the pixels above zero, 0 for a
-    channel without any; `"max"` of the pixels looked at; `"nonzero"`, the share of pixels above zero.
-
-    Raises
-    ------
-    ValueError
-        There is no source, channel names differ, `quantile` is not in 0 … 1, or pixels are NaN or infinite.
-
-    Examples
-    --------
-    >>> import cytonym as cy
-    >>> from cytonym.data.source import resolve
-    >>> statistics = channel_statistics(resolve(cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0)))
-    >>> sorted(statistics)
-    ['max', 'nonzero', 'quantile']
-    """
-    sources = match_channels(sources)
-    if not 0 <= quantile <= 1:
-        msg = f"`quantile` must lie between 0 and 1, got {quantile}."
-        raise ValueError(msg)
-    share = max(1, max_pixels // len(sources))  # pixels of each image
-    found: list[list[np.ndarray]] = [[] for _ in sources[0].channels]
-    n_pixels = np.zeros(len(found))
-    for i, source in enumerate(sources):
-        squares, every = _squares(source, share, np.random.default_rng([seed, i]))
-        for pixels in _read_squares(source, squares, every):
-            _check(source, pixels)
-            n_pixels += pixels.shape[1]
-            for channel, layer in zip(found, pixels, strict=True):
-                channel.append(layer[layer > 0])
-    dark = [c for c, parts in enumerate(found) if not any(map(len, parts))]
-    if dark:
-        n_pixels[dark] = sum(float(np.prod(source.pixels.shape[1:])) for source in sources)
-        for source in sources:
-            for tile in iter_tiles(source.pixels, source.channel_index[dark]):
-                for c, layer in zip(dark, tile.pixels, strict=True):
-                    found[c].append(layer[layer > 0])  # few, or they would have been seen before
-    result = {name: np.zeros(len(found)) for name in ("quantile", "max", "nonzero")}
-    for c, parts in enumerate(found):
-        if any(map(len, parts)):
-            values = np.concatenate(parts)
-            values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
-            result["quantile"][c], result["max"][c] = np.quantile(values, quantile), values.max()
-            result["nonzero"][c] = len(values) / n_pixels[c]
-    return result
-
-
-def _squares(source: CellSource, share: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Corners (y, x) [n, 2] of squares that hold cells, and which rows of pixels of them, every k-th, make the share."""
-    size = np.array(source.pixels.shape[1:])
-    inside = ((source.centers >= 0) & (source.centers < size)).all(1)
-    squares = np.unique(source.centers[inside].astype(np.int64) // SQUARE_PX, axis=0) * SQUARE_PX
-    n = max(1, share // SQUARE_PX**2)
-    chosen = squares[np.sort(rng.permutation(len(squares))[:n])]
-    return chosen, max(1, SQUARE_PX**2 // share)
-
-
-def _read_squares(source: CellSource, squares: np.ndarray, every: int) -> Iterator[np.ndarray]:
-    """Pixels [C, n] of the squares, in pieces; each chunk is decoded once."""
-    grid = np.stack(np.meshgrid(*[np.arange(0, SQUARE_PX, 8)] * 2), axis=-1).reshape(-1, 2)  # no tile is that narrow
-    last = np.array(source.pixels.shape[1:]) - 1  # but the one at the border, maybe
-    near = np.minimum((squares[:, None] + grid).reshape(-1, 2), last)
-    for tile in iter_tiles(source.pixels, source.channel_index, tile_px=SQUARE_PX, near=near):
-        for y, x in squares - (tile.y0, tile.x0):
-            first = max(y, 0) + -(tile.y0 + max(y, 0)) % every  # the same rows wherever the tile begins
-            part = tile.pixels[:, first : max(y + SQUARE_PX, 0) : every, max(x, 0) : max(x + SQUARE_PX, 0)]
-            yield part.reshape(len(part), -1)
-
-
-def _check(source: CellSource, pixels: np.ndarray) -> None:
-    """Raise where pixels [C, n] are no numbers."""
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        names = [source.channels[c] for c in np.flatnonzero(~np.isfinite(pixels).all(1))]
-        msg = f"Channels {names} of image {source.image_key!r} have NaN or infinite pixels. Replace them, for instance with `numpy.nan_to_num`."
-        raise ValueError(msg)

@@ -61,6 +61,25 @@ def window_origin(centers: np.ndarray, size_px: int) -> np.ndarray:
     return np.floor(np.asarray(centers, dtype=np.float64)).astype(np.int64) - size_px // 2
 
 
+def bin_pixels(pixels: np.ndarray, n: int) -> np.ndarray:
+    """Means of squares of n x n pixels, float32 [..., H // n, W // n]; the pixels themselves for n = 1.
+
+    What is left over at the lower and the right border is left out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bin_pixels(np.arange(20).reshape(4, 5), 2)
+    array([[ 3.,  5.],
+           [13., 15.]], dtype=float32)
+    """
+    if n == 1:
+        return pixels
+    height, width = (side // n for side in pixels.shape[-2:])
+    squares = pixels[..., : height * n, : width * n].reshape(*pixels.shape[:-2], height, n, width, n)
+    return squares.mean(axis=(-3, -1), dtype=np.float32)
+
+
 class CellPatches:
     """The windows of all cells of a source, in blocks, in the order in which the image is stored.
 

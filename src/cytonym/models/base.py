@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -82,16 +82,31 @@ class CellEncoder(nn.Module):
         return {}
 
     @property
+    def binning(self) -> int:
+        """Side of the squares of the image's pixels that the network averages into one; 1 where it takes them as they are."""
+        return int(getattr(self.config, "binning", 1))
+
+    @property
     def window_px(self) -> int:
-        """Side of the square window `encode` expects, in pixels."""
-        return int(self.config.window_px)
+        """Side of the square window `encode` expects, in pixels of the image."""
+        return int(self.config.window_px) * self.binning
+
+    @classmethod
+    def sized(cls, config: Any, side: int) -> Any:
+        """The config for windows of so many pixels of the image, or about so many where it bins them."""
+        return replace(config, window_px=side)
+
+    @classmethod
+    def adapted(cls, config: Any, pixel_size: float) -> Any:
+        """The config for pixels of so many micrometres, where the caller says no size."""
+        return config
 
     def encode(self, windows: Tensor) -> Encoding:
         """Raw windows [B, C, S, S], channels in the order of `markers`, any real dtype -> `Encoding` (float32)."""
         raise NotImplementedError
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
-        """V views [B, C, s, s] of the same B windows -> {"loss": scalar, …parts to log}."""
+        """V views [B, C, s, s] of the same B windows, already binned -> {"loss": scalar, …parts to log}."""
         raise NotImplementedError
 
     def config_dict(self) -> dict[str, Any]:

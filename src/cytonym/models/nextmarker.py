@@ -19,7 +19,7 @@ Departures, each for a reason:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -58,7 +58,11 @@ class NeXtMarkerConfig:
     Parameters
     ----------
     window_px
-        Side of the window read around each cell (10 in the paper; an odd one has the cell in its middle).
+        Side of the window around each cell (10 in the paper; an odd one has the cell in its middle). This and all other
+        lengths count binned pixels.
+    binning
+        Side of the squares of the image's pixels that are averaged into one before anything else, so that fine images cost
+        no more than those of 1 micrometre a pixel, for which the lengths are meant.
     features_per_marker
         Interpretable features of each marker, K (8 in the paper).
     amount_features
@@ -80,6 +84,7 @@ class NeXtMarkerConfig:
     """
 
     window_px: int = 11
+    binning: int = 1
     features_per_marker: int = 8
     amount_features: int = 4
     exposures: tuple[float, ...] = (2.0, 0.5, 0.125)
@@ -196,8 +201,19 @@ class NeXtMarker(CellEncoder):
         center = self.normalize.center.detach().double() * scale
         return {"center": center.cpu().numpy(), "slope": raw.cpu().numpy()}
 
+    @classmethod
+    def sized(cls, config: NeXtMarkerConfig, side: int) -> NeXtMarkerConfig:
+        """Windows of about the default number of binned pixels."""
+        binning = max(1, round(side / NeXtMarkerConfig.window_px))
+        return replace(config, window_px=round(side / binning), binning=binning)
+
+    @classmethod
+    def adapted(cls, config: NeXtMarkerConfig, pixel_size: float) -> NeXtMarkerConfig:
+        """Binned pixels of about 1 micrometre."""
+        return replace(config, binning=max(1, round(1 / pixel_size)))
+
     def features(self, windows: Tensor) -> Tensor:
-        """Stage I: raw windows [B, C, S, S] -> [B, C * K], marker-major."""
+        """Stage I: binned windows [B, C, S, S] -> [B, C * K], marker-major."""
         kernels = torch.cat([self.amount.exp(), self.shape], dim=1)
         pool = self._pool_weights(windows.shape[-1]).to(windows.device)
         if kernels.device.type == "cpu" and not torch.is_grad_enabled():
@@ -220,6 +236,8 @@ class NeXtMarker(CellEncoder):
 
     def encode(self, windows: Tensor) -> Encoding:
         """See `CellEncoder.encode`. The attribution of a marker is the mean of its features with non-negative weights."""
+        if self.binning > 1:
+            windows = F.avg_pool2d(windows.float(), self.binning)
         features = self.features(windows)
         by_marker = features.unflatten(1, (len(self.markers), -1))
         attributions = by_marker[:, :, : self.config.amount_features].mean(dim=2)

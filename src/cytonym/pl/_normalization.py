@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator
 
 from cytonym._shared import KEYS, document
+from cytonym.data.patches import bin_pixels
 from cytonym.data.source import resolve
 from cytonym.pl._style import BLUE, GREY, INK, VERMILION, new_figure, styled
 
@@ -77,12 +78,12 @@ def normalization(
     >>> cy.tl.embed_cells(sdata, steps=2, batch_size=16)
     >>> figure = cy.pl.normalization(sdata)
     """
-    curves = _curves(sdata, model, table_key, key)
+    curves, binning = _curves(sdata, model, table_key, key)
     sources = resolve(
         sdata, image_key=image_key, labels_key=labels_key, shapes_key=shapes_key, points_key=points_key,
         table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=channels,
     )  # fmt: skip
-    pixels = _pixels(sources)
+    pixels = _pixels(sources, binning)
     curves = curves[curves["marker"].isin(pixels)]
     if curves.empty:
         msg = f"No learned marker is a channel of the images. Channels: {sorted(pixels)}."
@@ -109,14 +110,14 @@ def normalization(
     return figure
 
 
-def _curves(sdata: SpatialData, model: Any, table_key: str, key: str) -> pd.DataFrame:
-    """Columns marker, center, slope."""
+def _curves(sdata: SpatialData, model: Any, table_key: str, key: str) -> tuple[pd.DataFrame, int]:
+    """Columns marker, center, slope; and how many pixels, squared, the network averages into one."""
     if model is not None:
         if isinstance(model, (str, Path)):
             from cytonym.models import load
 
             model = load(model)
-        return pd.DataFrame({"marker": list(model.markers), **model.normalization()})
+        return pd.DataFrame({"marker": list(model.markers), **model.normalization()}), model.binning
     tables = sorted(sdata.tables)
     if table_key not in sdata.tables:
         msg = f"No table {table_key!r} in sdata.tables. Available: {tables}. `tl.embed_cells` writes one."
@@ -128,10 +129,10 @@ def _curves(sdata: SpatialData, model: Any, table_key: str, key: str) -> pd.Data
             f"Keys of `uns`: {sorted(uns)}."
         )
         raise KeyError(msg)
-    return pd.DataFrame(uns[key]["normalization"])
+    return pd.DataFrame(uns[key]["normalization"]), int(uns[key].get("model", {}).get("binning", 1))
 
 
-def _pixels(sources: Sequence[CellSource]) -> dict[str, np.ndarray]:
+def _pixels(sources: Sequence[CellSource], binning: int) -> dict[str, np.ndarray]:
     """Pixels above zero of each channel, from tiles spread evenly over each image."""
     found: dict[str, list[np.ndarray]] = {}
     for source in {s.image_key: s for s in sources}.values():
@@ -139,7 +140,7 @@ def _pixels(sources: Sequence[CellSource]) -> dict[str, np.ndarray]:
         corners = [(y, x) for y in range(0, height, TILE_PX) for x in range(0, width, TILE_PX)]
         for i in np.unique(np.linspace(0, len(corners) - 1, TILES).round().astype(int)):
             y, x = corners[i]
-            tile = np.asarray(source.pixels[:, y : y + TILE_PX, x : x + TILE_PX])
+            tile = bin_pixels(np.asarray(source.pixels[:, y : y + TILE_PX, x : x + TILE_PX]), binning)
             for channel, row in zip(source.channels, source.channel_index, strict=True):
                 found.setdefault(channel, []).append(tile[row][tile[row] > 0])
     return {channel: np.concatenate(parts) for channel, parts in found.items()}

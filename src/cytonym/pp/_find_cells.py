@@ -12,9 +12,10 @@ from spatialdata.transformations import get_transformation
 from xarray import DataTree
 
 from cytonym.data.elements import centers_element
+from cytonym.data.nuclear import nuclear_channels
 from cytonym.data.source import image_sources
 from cytonym.pp._blobs import find_blobs
-from cytonym.pp._nuclear import nuclear_channels, nucleus_diameter
+from cytonym.pp._nuclear import nucleus_diameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -175,6 +175,7 @@ def describe(encoder: CellEncoder, missing: Sequence[str] = ()) -> dict[str, Any
         "weights_sha256": weights_sha256(encoder),
         "markers": list(encoder.markers),
         "window_px": encoder.window_px,
+        "binning": encoder.binning,
         "pixel_size": float(encoder.provenance.get("pixel_size") or np.nan),
     }
     if missing:

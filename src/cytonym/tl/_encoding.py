@@ -98,11 +98,16 @@ def trained_model(model: str | Path | CellEncoder) -> CellEncoder:
     raise TypeError(msg)
 
 
+def check_size(model: CellEncoder, side: int | None) -> None:
+    """A size that is asked for must be the model's, or one that gives it."""
+    if side not in (None, model.window_px) and model.sized(model.config, side) != model.config:
+        msg = f"The model reads windows of {model.window_px} px, not {side}: leave the size out."
+        raise ValueError(msg)
+
+
 def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:
     """Window, pixel size and panel of a trained model against the images. Returns the markers that the images lack."""
-    if size is not None and size != model.window_px:
-        msg = f"The model reads windows of {model.window_px} px, not {size}: leave the size out."
-        raise ValueError(msg)
+    check_size(model, size)
     check_window(sources, model.window_px)
     trained_at = model.provenance.get("pixel_size")
     for source in sources:

@@ -12,13 +12,14 @@ import numpy as np
 from spatialdata import SpatialData
 
 from cytonym._shared import KEYS, RNG, document, seed_of
-from cytonym.data.loader import TrainingWindows, channel_statistics
+from cytonym.data.loader import TrainingWindows
 from cytonym.data.source import resolve
+from cytonym.data.statistics import channel_statistics
 from cytonym.learning.fit import fit
 from cytonym.learning.views import ViewConfig
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
-from cytonym.tl._encoding import check_cells, check_window, common_pixel_size, window_side
+from cytonym.tl._encoding import check_cells, check_size, check_window, common_pixel_size, window_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from cytonym.models.base import Recipe
 
 logger = logging.getLogger("cytonym")
+
+LEAST_PIXEL_UM = 0.1
 
 
 @document(keys=KEYS, rng=RNG)
@@ -68,7 +71,9 @@ def fit_encoder(
     {keys}
     size_px, size_um
         Side of the window around each cell, in pixels or in micrometres (where the image's pixel size is known). Default:
-        the method's own, 11 pixels for NeXtMarker, meant for pixels of about 1 micrometre.
+        the method's own. NeXtMarker sees about 11 x 11 pixels of about 1 micrometre: of finer images it averages squares of
+        2 x 2, 3 x 3, … pixels into one, so that a window is a whole number of them. Where the size of the pixels is not known
+        and none is given, the window is 11 pixels of the image.
     steps, batch_size
         Length of the training and cells in a step. Default: the method's recipe.
     views
@@ -139,33 +144,36 @@ def train(
 ) -> CellEncoder:
     """The training behind `fit_encoder` and `embed_cells`, once the cells are known."""
     cls, config = _method(model)
-    side = window_side(sources, size_px, size_um)
-    if side is not None and side != config.window_px:
-        if isinstance(model, CellEncoder):
-            msg = (
-                f"The model reads windows of {config.window_px} px, not {side}: leave the size out to train it further."
-            )
-            raise ValueError(msg)
-        config = replace(config, window_px=side)
-    recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
-    check_window(sources, config.window_px)
     pixel_size = common_pixel_size(sources)
+    side = window_side(sources, size_px, size_um)
+    if isinstance(model, CellEncoder):
+        check_size(model, side)
+    elif side is not None:
+        check_window(sources, side)
+        config = cls.sized(config, side)
+    elif isinstance(model, str):
+        config = _for_pixels(cls, config, pixel_size)
+    recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
+    binning = getattr(config, "binning", 1)
+    check_window(sources, config.window_px * binning)
 
-    statistics = channel_statistics(sources, quantile=0.9, seed=seed)
+    statistics = channel_statistics(sources, quantile=0.9, seed=seed, binning=binning)
     markers = sources[0].channels
     silent = [m for m, share in zip(markers, statistics["nonzero"], strict=True) if share == 0]
     if silent:
         logger.warning("Channels without any signal, neutral in the result: %s.", silent)
     network = _network(model, cls, config, markers, statistics["quantile"], seed)
     logger.info(
-        "Training %s on %s cells of %d images, %d markers: %d steps of %d cells, %d views of %d px each. "
+        "Training %s on %s cells of %d images, %d markers: %d steps of %d cells, %d views of %d px each%s. "
         "The progress bar tells the time left; `steps` shortens it.",
         cls.name, f"{n_cells:,}", len(sources), len(markers), recipe.steps, recipe.batch_size, recipe.views.n_views,
-        config.window_px,
+        config.window_px * binning, f", {binning} x {binning} px averaged into one" if binning > 1 else "",
     )  # fmt: skip
 
-    reach = min(recipe.views.source_px(), *(min(s.shape[1:]) for s in sources))
-    windows = partial(TrainingWindows, sources, reach, batch_size=recipe.batch_size, steps=recipe.steps, seed=seed)
+    reach = min(recipe.views.source_px(), *(min(s.shape[1:]) // binning for s in sources))
+    windows = partial(
+        TrainingWindows, sources, reach, batch_size=recipe.batch_size, steps=recipe.steps, seed=seed, binning=binning
+    )
     network = fit(
         network, lambda start_step: windows(start_step=start_step), recipe, seed=seed, device=device,
         checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
@@ -182,6 +190,19 @@ def train(
         "silent_markers": silent,
     }
     return network
+
+
+def _for_pixels(cls: type[CellEncoder], config: Any, pixel_size: float | None) -> Any:
+    """The method's own window, on pixels of about the size that it is meant for."""
+    if pixel_size is None:
+        logger.info(
+            "The images do not say how large their pixels are. Where a cell is larger than the window, give `size_px`."
+        )
+        return config
+    if pixel_size < LEAST_PIXEL_UM:
+        logger.warning("Pixels of %.3g micrometres are no light microscope's, so no pixels are averaged.", pixel_size)
+        return config
+    return cls.adapted(config, pixel_size)
 
 
 def _method(model: str | CellEncoder | Any) -> tuple[type[CellEncoder], Any]:

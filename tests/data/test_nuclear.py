@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cytonym.pp._nuclear import is_nuclear, nuclear_channels
+from cytonym.data.nuclear import is_nuclear, nuclear_channels
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,12 @@ BENCHMARKS = (
         fields=("codex_lymphoid_crop",),
     ),
     Benchmark("interpretability", quick=None, full="--train {mibi_lymphnode} --seeds 3", fields=("mibi_lymphnode",)),
+    Benchmark(
+        "resolution",
+        quick="--data {mif_lymphoma_fihc4} --steps 50",
+        full="--data {mibi_tb_granuloma} {mibi_breast_fov8} {mif_lymphoma_fihc4}",
+        fields=("mif_lymphoma_fihc4", "mibi_tb_granuloma", "mibi_breast_fov8"),
+    ),
     Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
 )
 

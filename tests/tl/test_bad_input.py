@@ -28,9 +28,9 @@ def no_training(request, monkeypatch):
     def refuse(*args, **kwargs):
         pytest.fail("training was started")
 
-    from cytonym.tl import _fit_encoder
+    from cytonym.learning import fit
 
-    monkeypatch.setattr(_fit_encoder, "fit", refuse)
+    monkeypatch.setattr(fit, "fit", refuse)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from cytonym._shared import KEYS, RNG, document, seed_of
 from cytonym.data.loader import TrainingWindows
 from cytonym.data.source import resolve
 from cytonym.data.statistics import channel_statistics
-from cytonym.learning.fit import fit
 from cytonym.learning.views import ViewConfig
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
@@ -143,6 +142,8 @@ def train(
     trainer_kwargs: dict[str, Any] | None = None,
 ) -> CellEncoder:
     """The training behind `fit_encoder` and `embed_cells`, once the cells are known."""
+    from cytonym.learning.fit import fit  # lightning takes seconds to import
+
     cls, config = _method(model)
     pixel_size = common_pixel_size(sources)
     side = window_side(sources, size_px, size_um)

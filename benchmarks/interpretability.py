@@ -237,7 +237,7 @@ def main() -> None:
         "test": list(folds),
         "cells": [len(f.cells) for f in next(iter(folds.values()))],
         "seeds": options.seeds,
-        "seconds_a_training": round((time.perf_counter() - started) / options.seeds / len(folds), 1),
+        "seconds_a_seed": round((time.perf_counter() - started) / options.seeds / len(folds), 1),
     }
     for key in ("auroc_attr", "auroc_mean", "auroc_disc", "ari_embed", "ari_mean", "f1_both", "f1_mean"):
         values = np.array([fold[key] for fold in found.values()])  # [folds, seeds]

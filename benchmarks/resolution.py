@@ -8,7 +8,7 @@ centres of the mask's cells: with windows of 11 pixels of the image, and with wi
 Judged by the mean over markers of
 
 spearman    rank correlation of the attribution with the mean intensity over the mask;
-auroc       of the attribution for the tenth of the cells that is brightest by the mask.
+auroc       of the attribution for the tenth of the cells that is brightest by the mask (all with signal where they are fewer).
 
 Markers that fewer than 2 % of the cells have are left out. There is no baseline without a mask here: the mask is the truth.
 """

@@ -272,7 +272,7 @@ def _window(found: SpatialData) -> int | None:
         return None
     radii = np.concatenate([found[source.region]["radius"].to_numpy() for source in sources])
     side = round(WINDOW * 2 * float(np.median(radii)))
-    return side if side > LARGE_PX else None
+    return min(side, *(min(source.shape[1:]) for source in sources)) if side > LARGE_PX else None
 
 
 def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str) -> pd.Series:

@@ -109,7 +109,8 @@ def umap(adata: AnnData, markers: list[str], colors: dict[str, str]) -> Figure:
 def gallery(found: Run, markers: list[str]) -> Figure:
     sizes = found.adata.obs[CLUSTERS].value_counts()
     groups = [str(g) for g in sizes.index if sizes[g] > 0][:16]
-    size_px = max(20, 2 * found.model.window_px)
+    smallest = min(min(source.shape[1:]) for source in resolve(found.sdata))
+    size_px = min(max(20, 2 * found.model.window_px), smallest)
     return cy.pl.patches(
         found.sdata, glow_colors(found, markers), groupby=CLUSTERS, groups=groups, n=11, size_px=size_px
     )

@@ -16,7 +16,10 @@ def test_nuclear(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["CD3", "CD8", "panCK", "Nucleolin", "pH2AX", "H3K27me3", "Ki67", "BCL6", "IR", "pH3", "phospho-H3"]
+    "name",
+    ["CD3", "CD8", "panCK", "Nucleolin", "pH2AX", "H3K27me3", "Ki67", "BCL6", "IR", "pH3", "phospho-H3"]
+    + ["DNAM1", "DNASE1L3", "DNA-PKcs", "Histone H3K27me3", "H3 K27me3", "H3 pS10", "H3-pS10", "Histone H3 phospho"]
+    + ["phospho(Ser10)-Histone H3", "Nuclear pore", "FoxP3 (nuclear)", "CD45_nuc"],
 )
 def test_not_nuclear(name):
     assert not is_nuclear(name)

@@ -147,6 +147,20 @@ def test_centres_on_the_border_of_a_pixel_stay_there(size):
     np.testing.assert_array_equal(source.centers, points[:, ::-1])
 
 
+@pytest.mark.parametrize("kind", ["polygons", "circles", "mixed"])
+def test_shapes_that_are_nowhere(kind):
+    full, nothing = {
+        "polygons": (shapely.box(2, 3, 6, 7), shapely.Polygon()),
+        "circles": (shapely.Point(4, 5), shapely.Point()),
+        "mixed": (shapely.box(2, 3, 6, 7), None),
+    }[kind]
+    frame = GeoDataFrame({"radius": 1.0}, geometry=[full, nothing], index=[0, 1])
+    sdata = SpatialData.init_from_elements({"image": image()})
+    sdata.shapes["cells"] = ShapesModel.parse(frame)
+    [source] = resolve(sdata)
+    np.testing.assert_array_equal(source.centers, [[5, 4], [np.nan, np.nan]])
+
+
 def test_levels_of_a_pyramid():
     place = Scale([0.5, 0.5], ("x", "y"))
     sdata = SpatialData.init_from_elements(

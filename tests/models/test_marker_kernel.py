@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytonym.models.marker_kernel import CELLS, pooled_features
+from cytonym.data.patches import bin_pixels
+from cytonym.models.marker_kernel import CELLS, binned, pooled_features
 from cytonym.models.nextmarker import NeXtMarker, NeXtMarkerConfig
 
 
@@ -86,6 +89,37 @@ def test_a_cell_does_not_depend_on_its_place():
     one_by_one = [pooled_features(windows[i : i + 1], *the_rest) for i in range(0, len(windows), 13)]
     assert np.concatenate(one_by_one).tobytes() == whole[::13].tobytes()
     assert pooled_features(windows[::-1], *the_rest)[::-1].tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 11, 11), (4, 1, 11, 11), (4, 2, 11, 9), (4, 2, 2, 2), (2, 11, 11)])
+@pytest.mark.parametrize("grad", [True, False])
+def test_windows_of_another_shape_are_refused(shape, grad):
+    model = NeXtMarker.from_statistics(["DNA", "CD8"], [3.0, 8.0]).eval()
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="Expected square windows"):
+        model.encode(torch.rand(shape))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 11, 11), (4, 1, 11, 11), (4, 2, 11, 9), (4, 2, 10, 10), (2, 11, 11)])
+def test_nothing_is_read_beyond_the_windows(shape):
+    gain, shift, weights, pool = parts(1, 2, 3, 2, 3, 5)
+    with pytest.raises(ValueError, match=re.escape("Expected square windows [B, 2, S, S] of at least 11 px")):
+        pooled_features(np.ones(shape, "f4"), gain, shift, weights, pool, 2)
+
+
+@given(
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
+    n=st.integers(1, 5),
+    dtype=st.sampled_from(["u1", "u2", "f4"]),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_bins_are_means_of_squares(shape, n, dtype, seed):
+    windows = np.random.default_rng(seed).integers(0, 256, shape).astype(dtype)
+    np.testing.assert_allclose(binned(windows, n), bin_pixels(windows, n).astype("f4"), rtol=1e-6)
+
+
+def test_bins_of_the_brightest_pixels():
+    assert binned(np.full((1, 1, 4, 4), 65535, "u2"), 2).tolist() == [[[[65535.0] * 2] * 2]]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.float32, torch.float64])

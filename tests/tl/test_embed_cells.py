@@ -227,6 +227,39 @@ def test_fine_pixels_are_binned(tissue, caplog):
         assert (told["window_px"], told["binning"]) == (11 * binning, binning)
 
 
+def test_a_size_beside_a_config_keeps_its_binning(tissue):
+    for window_px, binning, size_px, expected in ((22, 1, 22, (22, 1)), (5, 4, 20, (5, 4)), (11, 1, 33, (33, 1))):
+        config = cy.models.NeXtMarkerConfig(window_px=window_px, binning=binning)
+        model = cy.tl.fit_encoder(tissue(), config, size_px=size_px, **FAST)
+        assert (model.config.window_px, model.binning) == expected
+
+
+def test_the_largest_size_fits(tissue):
+    sdata = tissue()
+    side = min(np.asarray(sdata["image"]).shape[1:])
+    assert side - 6 < cy.tl.fit_encoder(sdata, size_px=side, **FAST).window_px <= side
+
+
+def test_training_further_on_other_pixels_warns(tissue):
+    sdata = tissue()
+    models = []
+    for pixel_size in (0.5, 1.0):
+        for element in (sdata["image"], sdata["cells"]):
+            set_transformation(element, Scale([pixel_size, pixel_size], axes=("x", "y")), "global")
+        if models:
+            with pytest.warns(
+                UserWarning, match=r"The model was trained on pixels of 0\.5, image 'image' has pixels of 1"
+            ):
+                cy.tl.fit_encoder(sdata, models[0], **FAST)
+        models.append(cy.tl.fit_encoder(sdata, **FAST))
+
+
+def test_views_of_another_size_are_told(tissue, caplog):
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        cy.tl.fit_encoder(tissue(), views=ViewConfig(window_px=(9,)), **FAST)
+    assert "The views are of 9 px, the model's windows of 11 px" in caplog.text
+
+
 def test_binned_images_give_what_binning_gives(tissue):
     """Cells at the middle of squares of 2 x 2 pixels, on an image whose squares are of one value."""
     coarse = tissue()

@@ -174,7 +174,8 @@ class TrainingWindows(IterableDataset):
         rows = np.sort(rng.choice(self.inside[i], self.pool_counts[i], replace=False))
         source = self.sources[i].subset(rows)
         windows = np.empty((len(rows), len(source.channels), self.size_px, self.size_px), dtype=self._dtype(source))
-        for block in CellPatches(source, self.size_px * self.binning):
+        batch_size = max(1, 1024 // self.binning**2)  # as many pixels in memory
+        for block in CellPatches(source, self.size_px * self.binning, batch_size=batch_size):
             windows[block.rows] = bin_pixels(block.windows, self.binning)
         return windows
 

@@ -14,19 +14,22 @@ KINDS = tuple(
     re.compile(pattern)
     for pattern in (
         r"(?<![a-z])(dapi|hoechst|draq[ _-]?5|sytox)",
-        r"(?<![a-z])dna|(?<![a-z])ir[ _-]?19[13](?!\d)|(?<!\d)19[13][ _-]?ir(?![a-z])|intercalator|iridium",
+        r"(?<![a-z])dna(?![a-z]|[ _-]?pk)|(?<![a-z])ir[ _-]?19[13](?!\d)|(?<!\d)19[13][ _-]?ir(?![a-z])|intercalator|iridium",
         r"(?<![a-z0-9])(h?h3|histone[ _-]?h?3?)(?![a-z0-9])",
         r"dsdna",
-        r"(?<![a-z])nuc(lei|leus|lear)?(?![a-z])",
+        r"^nuc(lei|leus|lear)?(?![a-z])(?!.*(pore|envelope))",
     )
 )
-PHOSPHORYLATED = re.compile(r"(?<![a-z])p(hospho\w*)?[ _-]*(h?h3|histone)")  # in dividing cells only
+MODIFIED = re.compile(
+    r"(?<![a-z])p[ _-]*(h?h3|histone)|phospho|p?s(er)?[ _-]?10(?!\d)|(?<![a-z])k[ _-]?\d+[ _-]?(me|ac|ub)"
+)
+"""Marks of dividing cells, or of some nuclei only."""
 
 
 def is_nuclear(channel: str) -> bool:
     """Whether a channel's name says that it shows every nucleus."""
     name = channel.lower()
-    return any(kind.search(name) for kind in KINDS) and not PHOSPHORYLATED.search(name)
+    return any(kind.search(name) for kind in KINDS) and not MODIFIED.search(name)
 
 
 def nuclear_channels(channels: Sequence[str]) -> list[str]:

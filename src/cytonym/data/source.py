@@ -198,6 +198,7 @@ def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: 
         shapes = element.geometry.to_numpy()
         if (shapely.get_type_id(shapes) != shapely.GeometryType.POINT).any():
             shapes = shapely.centroid(shapes)
+        shapes = np.where(shapely.is_empty(shapes), None, shapes)  # nowhere: NaN
         ids, points = element.index.to_numpy(), np.column_stack([shapely.get_x(shapes), shapely.get_y(shapes)])
     else:
         ids, points = _ids_and_points(element)

@@ -43,7 +43,6 @@ def channel_statistics(
         About how many pixels of each channel to look at, over all images.
     seed
         Of the random squares. The result depends on nothing else; not on how the images are stored.
-
     binning
         Side of the squares of pixels that are averaged into one first.
 

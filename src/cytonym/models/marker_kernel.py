@@ -41,12 +41,43 @@ def pooled_features(
     Returns
     -------
     f4 [B, C * K], marker-major.
+
+    Raises
+    ------
+    ValueError
+        The windows have another number of channels, are not square, or are not those that the pooling is for.
     """
     c, k = weights.shape[:2]
+    least = max(len(pool) - 1, 0) * stride + weights.shape[-1]
+    if windows.ndim != 4 or windows.shape[1] != c or windows.shape[2] != windows.shape[3] or windows.shape[2] < least:
+        msg = f"Expected square windows [B, {c}, S, S] of at least {least} px, got {list(windows.shape)}."
+        raise ValueError(msg)
     taps = np.ascontiguousarray(weights.reshape(c, k, -1).transpose(0, 2, 1))
     pooled = np.zeros((len(windows), c, k), dtype=np.float32)
     _pool(np.ascontiguousarray(windows), gain, shift, taps, weights.shape[-1], pool, stride, pooled)
     return pooled.reshape(len(windows), c * k)
+
+
+def binned(windows: np.ndarray, n: int) -> np.ndarray:
+    """Means of squares of n x n pixels: u1, u2 or f4 [B, C, S, S] -> f4 [B, C, S // n, S // n]."""
+    side = windows.shape[2] // n
+    means = np.empty((*windows.shape[:2], side, windows.shape[3] // n), dtype=np.float32)
+    _average(np.ascontiguousarray(windows), n, means)
+    return means
+
+
+@njit(nogil=True, cache=True)
+def _average(windows, n, means):
+    share = np.float32(1 / (n * n))
+    for cell in range(means.shape[0]):
+        for marker in range(means.shape[1]):
+            for y in range(means.shape[2]):
+                for x in range(means.shape[3]):
+                    total = np.float32(0)
+                    for row in range(y * n, (y + 1) * n):
+                        for column in range(x * n, (x + 1) * n):
+                            total += np.float32(windows[cell, marker, row, column])
+                    means[cell, marker, y, x] = total * share
 
 
 @njit(nogil=True, cache=True, fastmath={"nsz", "arcp", "contract", "reassoc"}, error_model="numpy")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from cytonym.learning.views import ViewConfig
 from cytonym.models.base import CellEncoder, Encoding, Recipe
 from cytonym.models.layers import MarkerSigmoid, Standardize
-from cytonym.models.marker_kernel import pooled_features
+from cytonym.models.marker_kernel import binned, pooled_features
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +61,8 @@ class NeXtMarkerConfig:
         Side of the window around each cell (10 in the paper; an odd one has the cell in its middle). This and all other
         lengths count binned pixels.
     binning
-        Side of the squares of the image's pixels that are averaged into one before anything else, so that fine images cost
-        no more than those of 1 micrometre a pixel, for which the lengths are meant.
+        Side of the squares of the image's pixels that are averaged into one before anything else, so that the network sees
+        fine images as it sees those of 1 micrometre a pixel, for which the lengths are meant.
     features_per_marker
         Interpretable features of each marker, K (8 in the paper).
     amount_features
@@ -95,6 +95,14 @@ class NeXtMarkerConfig:
     temperature: float = 0.5
     penalty_weight: float = 1.0
     max_slope: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("kernel_px", 1), ("stride_px", 1), ("binning", 1), ("window_px", self.kernel_px)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or value != int(value) or value < least:
+                reason = " (`kernel_px`)" if name == "window_px" else ""
+                msg = f"`{name}` must be a whole number of at least {least}{reason}, got {value!r}."
+                raise ValueError(msg)
 
 
 class NeXtMarker(CellEncoder):
@@ -205,7 +213,7 @@ class NeXtMarker(CellEncoder):
     def sized(cls, config: NeXtMarkerConfig, side: int) -> NeXtMarkerConfig:
         """Windows of about the default number of binned pixels."""
         binning = max(1, round(side / NeXtMarkerConfig.window_px))
-        return replace(config, window_px=round(side / binning), binning=binning)
+        return replace(config, window_px=side // binning, binning=binning)
 
     @classmethod
     def adapted(cls, config: NeXtMarkerConfig, pixel_size: float) -> NeXtMarkerConfig:
@@ -214,16 +222,32 @@ class NeXtMarker(CellEncoder):
 
     def features(self, windows: Tensor) -> Tensor:
         """Stage I: binned windows [B, C, S, S] -> [B, C * K], marker-major."""
+        c, least = len(self.markers), self.config.kernel_px
+        if (
+            windows.ndim != 4
+            or windows.shape[1] != c
+            or windows.shape[2] != windows.shape[3]
+            or windows.shape[2] < least
+        ):
+            msg = f"Expected square windows [B, {c}, S, S] of at least {least} px, got {list(windows.shape)}."
+            raise ValueError(msg)
         kernels = torch.cat([self.amount.exp(), self.shape], dim=1)
         pool = self._pool_weights(windows.shape[-1]).to(windows.device)
         if kernels.device.type == "cpu" and not torch.is_grad_enabled():
-            raw = windows if windows.dtype in (torch.uint8, torch.uint16) else windows.float()
             gain, shift = (t.numpy() for t in self.normalize.curves(self.config.exposures))
-            stride = self.config.stride_px
-            return torch.from_numpy(pooled_features(raw.numpy(), gain, shift, kernels.numpy(), pool.numpy(), stride))
+            pixels, stride = _compilable(windows), self.config.stride_px
+            return torch.from_numpy(pooled_features(pixels, gain, shift, kernels.numpy(), pool.numpy(), stride))
         y = self.normalize(windows, self.config.exposures)
-        h = F.relu(F.conv2d(y, kernels.flatten(0, 1), stride=self.config.stride_px, groups=len(self.markers)))
+        h = F.relu(F.conv2d(y, kernels.flatten(0, 1), stride=self.config.stride_px, groups=c))
         return (h / (1 + h)).flatten(2) @ pool.flatten()
+
+    def _bin(self, windows: Tensor) -> Tensor:
+        """Raw windows [B, C, S, S] -> means over squares of pixels."""
+        if self.binning == 1:
+            return windows
+        if windows.device.type == "cpu" and not torch.is_grad_enabled():
+            return torch.from_numpy(binned(_compilable(windows), self.binning))
+        return F.avg_pool2d(windows.float(), self.binning)
 
     def _pool_weights(self, side: int) -> Tensor:
         """Gaussian about the centre pixel of a window, at the positions of the features [P, P], summing to 1."""
@@ -236,9 +260,7 @@ class NeXtMarker(CellEncoder):
 
     def encode(self, windows: Tensor) -> Encoding:
         """See `CellEncoder.encode`. The attribution of a marker is the mean of its features with non-negative weights."""
-        if self.binning > 1:
-            windows = F.avg_pool2d(windows.float(), self.binning)
-        features = self.features(windows)
+        features = self.features(self._bin(windows))
         by_marker = features.unflatten(1, (len(self.markers), -1))
         attributions = by_marker[:, :, : self.config.amount_features].mean(dim=2)
         return Encoding(self.mix(self.standardize(features)), attributions, features)
@@ -256,3 +278,8 @@ class NeXtMarker(CellEncoder):
             "contrastive": contrastive.detach(),
             "penalty": penalty.detach(),
         }
+
+
+def _compilable(windows: Tensor) -> np.ndarray:
+    """Pixels of a type that the kernels are compiled for."""
+    return (windows if windows.dtype in (torch.uint8, torch.uint16) else windows.float()).detach().numpy()

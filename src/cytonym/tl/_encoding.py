@@ -70,7 +70,10 @@ def check_window(sources: Sequence[CellSource], side: int) -> None:
     for source in sources:
         _, height, width = source.shape
         if side > min(height, width):
-            msg = f"A window of {side} px is larger than image {source.image_key!r} of {height} x {width} px."
+            msg = (
+                f"A window of {side} px is larger than image {source.image_key!r} of {height} x {width} px. "
+                "Give a smaller `size_px`."
+            )
             raise ValueError(msg)
 
 
@@ -105,10 +108,8 @@ def check_size(model: CellEncoder, side: int | None) -> None:
         raise ValueError(msg)
 
 
-def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:
-    """Window, pixel size and panel of a trained model against the images. Returns the markers that the images lack."""
-    check_size(model, size)
-    check_window(sources, model.window_px)
+def check_pixel_size(sources: Sequence[CellSource], model: CellEncoder) -> None:
+    """A warning where cells appear at another size than the model knows."""
     trained_at = model.provenance.get("pixel_size")
     for source in sources:
         if trained_at and source.pixel_size and not 1 / 1.1 <= source.pixel_size / trained_at <= 1.1:
@@ -116,7 +117,14 @@ def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | N
                 f"The model was trained on pixels of {trained_at:.3g}, image {source.image_key!r} has pixels of "
                 f"{source.pixel_size:.3g}: cells appear at another size than the model knows. Rescale the image."
             )
-            warnings.warn(msg, UserWarning, stacklevel=3)
+            warnings.warn(msg, UserWarning, stacklevel=4)
+
+
+def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:
+    """Window, pixel size and panel of a trained model against the images. Returns the markers that the images lack."""
+    check_size(model, size)
+    check_window(sources, model.window_px)
+    check_pixel_size(sources, model)
     missing: set[str] = set()
     for source in sources:
         lacking = set(model.markers) - set(source.channels)
@@ -146,6 +154,7 @@ def encode_cells(
         markers = tuple(source.channels[i] for i in used)
         part = replace(source, channels=markers, channel_index=source.channel_index[used])
         shared: dict[str, Any] = {"n_rows": len(source.instance_ids), "markers": markers, "device": device}
+        batch_size = max(1, batch_size // model.binning**2)  # as many pixels in memory
         blocks = CellPatches(part, model.window_px, batch_size=batch_size)
         shared["n_cells"] = len(blocks)
         if client is None:

@@ -18,7 +18,7 @@ from cytonym.data.statistics import channel_statistics
 from cytonym.learning.views import ViewConfig
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
-from cytonym.tl._encoding import check_cells, check_size, check_window, common_pixel_size, window_side
+from cytonym.tl._encoding import check_cells, check_pixel_size, check_size, check_window, common_pixel_size, window_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,8 @@ def fit_encoder(
     steps, batch_size
         Length of the training and cells in a step. Default: the method's recipe.
     views
-        Number of views of each cell, or a `learning.views.ViewConfig` that says all about them. Default: the recipe's.
+        Number of views of each cell, or a `learning.views.ViewConfig` that says all about them, its lengths in binned pixels.
+        Default: the recipe's.
     {rng}
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
@@ -149,9 +150,11 @@ def train(
     side = window_side(sources, size_px, size_um)
     if isinstance(model, CellEncoder):
         check_size(model, side)
+        check_pixel_size(sources, model)
     elif side is not None:
         check_window(sources, side)
-        config = cls.sized(config, side)
+        binning = getattr(config, "binning", 1)
+        config = cls.sized(config, side) if isinstance(model, str) else replace(config, window_px=side // binning)
     elif isinstance(model, str):
         config = _for_pixels(cls, config, pixel_size)
     recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
@@ -257,6 +260,9 @@ def _recipe(
         batch_size=model.recipe.batch_size if batch_size is None else int(batch_size),
     )
     if isinstance(views, ViewConfig):
+        if max(views.window_px) != window_px:
+            msg = f"The views are of {max(views.window_px)} px, the model's windows of {window_px} px (binned, where it bins)."
+            logger.warning(msg)
         return replace(recipe, views=views)
     chosen = recipe.views
     if max(chosen.window_px) != window_px:

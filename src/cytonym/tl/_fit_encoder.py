@@ -148,15 +148,13 @@ def train(
     cls, config = _method(model)
     pixel_size = common_pixel_size(sources)
     side = window_side(sources, size_px, size_um)
+    if side is not None:
+        check_window(sources, side)
     if isinstance(model, CellEncoder):
         check_size(model, side)
         check_pixel_size(sources, model)
-    elif side is not None:
-        check_window(sources, side)
-        binning = getattr(config, "binning", 1)
-        config = cls.sized(config, side) if isinstance(model, str) else replace(config, window_px=side // binning)
-    elif isinstance(model, str):
-        config = _for_pixels(cls, config, pixel_size)
+    else:
+        config = _with_window(cls, config, side, pixel_size, given=not isinstance(model, str))
     recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
     binning = getattr(config, "binning", 1)
     check_window(sources, config.window_px * binning)
@@ -196,8 +194,14 @@ def train(
     return network
 
 
-def _for_pixels(cls: type[CellEncoder], config: Any, pixel_size: float | None) -> Any:
-    """The method's own window, on pixels of about the size that it is meant for."""
+def _with_window(
+    cls: type[CellEncoder], config: Any, side: int | None, pixel_size: float | None, *, given: bool
+) -> Any:
+    """The config with the window asked for, or with one that suits the pixels; one that was given keeps what it says."""
+    if side is not None:
+        return replace(config, window_px=side // getattr(config, "binning", 1)) if given else cls.sized(config, side)
+    if given:
+        return config
     if pixel_size is None:
         logger.info(
             "The images do not say how large their pixels are. Where a cell is larger than the window, give `size_px`."

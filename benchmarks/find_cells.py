@@ -25,8 +25,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
 import cytonym as cy
+from cytonym.data.nuclear import nuclear_channels
 from cytonym.data.source import resolve
-from cytonym.pp._nuclear import nuclear_channels
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

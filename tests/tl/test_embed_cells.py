@@ -14,7 +14,9 @@ from spatialdata.models import Image2DModel, TableModel
 from spatialdata.transformations import Scale, set_transformation
 
 import cytonym as cy
+from cytonym.data.patches import CellPatches
 from cytonym.learning.views import ViewConfig
+from cytonym.tl import _encoding
 
 torch.set_num_threads(1)
 FAST = {"steps": 2, "batch_size": 8}
@@ -258,6 +260,26 @@ def test_views_of_another_size_are_told(tissue, caplog):
     with caplog.at_level(logging.WARNING, logger="cytonym"):
         cy.tl.fit_encoder(tissue(), views=ViewConfig(window_px=(9,)), **FAST)
     assert "The views are of 9 px, the model's windows of 11 px" in caplog.text
+
+
+def test_blocks_of_binned_windows_are_smaller_and_alike_for_all_images(tissue, monkeypatch):
+    sdata = tissue()
+    for name in ("second", "third"):
+        sdata.images[f"{name}_image"] = sdata["image"]
+        sdata.labels[f"{name}_cells"] = sdata["cells"]
+    sdata.images["first_image"], sdata.labels["first_cells"] = sdata.images.pop("image"), sdata.labels.pop("cells")
+    sizes = []
+
+    def seen(*args, batch_size, **kwargs):
+        sizes.append(batch_size)
+        return CellPatches(*args, batch_size=batch_size, **kwargs)
+
+    monkeypatch.setattr(_encoding, "CellPatches", seen)
+    for binning in (1, 2):
+        config = cy.models.NeXtMarkerConfig(window_px=5, binning=binning)
+        model = cy.models.NeXtMarker.from_statistics(["DNA", "CD3", "CD20"], [40.0, 20.0, 20.0], config)
+        cy.tl.embed_cells(sdata, model, inplace=False)
+    assert sizes == [1024] * 3 + [256] * 3
 
 
 def test_binned_images_give_what_binning_gives(tissue):

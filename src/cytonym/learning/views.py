@@ -25,7 +25,8 @@ class ViewConfig:
     Parameters
     ----------
     window_px
-        Side of the views, in pixels (binned ones, where the model bins them); several sides give views of several sizes (10, 8 and 6 in the paper).
+        Side of the views, in pixels (binned ones, where the model bins them); several sides give views of several
+        sizes (10, 8 and 6 in the paper).
     views_per_size
         Views of each side. The number of views is ``len(window_px) * views_per_size``, at least 2.
     rotation_deg

@@ -149,12 +149,12 @@ def encode_cells(
     """`embedding`, `attributions` and `features` of the cells of each source, NaN for cells outside the image."""
     results = []
     known = set(model.markers)
+    batch_size = max(1, batch_size // model.binning**2)  # as many pixels in memory
     for source in sources:
         used = [i for i, channel in enumerate(source.channels) if channel in known]  # read no other channel
         markers = tuple(source.channels[i] for i in used)
         part = replace(source, channels=markers, channel_index=source.channel_index[used])
         shared: dict[str, Any] = {"n_rows": len(source.instance_ids), "markers": markers, "device": device}
-        batch_size = max(1, batch_size // model.binning**2)  # as many pixels in memory
         blocks = CellPatches(part, model.window_px, batch_size=batch_size)
         shared["n_cells"] = len(blocks)
         if client is None:

@@ -16,9 +16,7 @@ memory. And that forward pass against a plain one of the same network: whole bat
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -28,7 +26,7 @@ import dask.array as da
 import numpy as np
 import spatialdata as sd
 import torch
-from patches import sparse_counts, write
+from patches import report, sparse_counts, write
 from torch import Tensor, nn
 
 import cytonym as cy
@@ -154,14 +152,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.data or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        result = run(options, folder)
-    for name, value in result.items():
-        print(f"{name:20} {value:>10}")
-    if options.json:
-        print(json.dumps(result))
+    report(run, options)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -32,6 +33,9 @@ from spatialdata.models import Image2DModel, ShapesModel
 from cytonym.data.chunks import available_threads, zarr_behind
 from cytonym.data.patches import CellPatches, window_origin
 from cytonym.data.source import CellSource, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def sparse_counts(block_info: dict, seed: int = 0) -> np.ndarray:
@@ -190,6 +194,18 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, float | bool]:
     }
 
 
+def report(run: Callable[[argparse.Namespace, Path], dict[str, Any]], options: argparse.Namespace) -> None:
+    """Run in the folder of `--data`, or in one that is removed after it, and print what comes out."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.data or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = run(options, folder)
+    for name, value in result.items():
+        print(f"{name:20} {value:>10}")
+    if options.json:
+        print(json.dumps(result))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--channels", type=int, default=40)
@@ -212,14 +228,7 @@ def main() -> None:
         all_patches(source, options.window, options.threads)
         print(json.dumps([before, peak_mb()]))
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.data or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        result = run(options, folder)
-    for name, value in result.items():
-        print(f"{name:16} {value:>10}")
-    if options.json:
-        print(json.dumps(result))
+    report(run, options)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytonym.learning.fit import fit, learning_rate
+from cytonym.learning.fit import OPTIMIZERS, fit, learning_rate
 from cytonym.learning.interrupt import DeferredInterrupt
+from cytonym.learning.lars import LARS
 from cytonym.learning.state import STATE_FILE
 from cytonym.models.nextmarker import NeXtMarker
 
@@ -177,6 +178,56 @@ def test_only_the_state_file_is_left(train, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new"]
 
 
+# --- what a method may choose ---
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_the_optimiser_of_the_recipe(blend, tmp_path, optimizer):
+    """One step by hand, and the same weights when resumed, whatever the optimiser remembers."""
+    recipe = replace(
+        blend.recipe, steps=1, optimizer=optimizer, learning_rate=0.01, final_rate=0.01, warmup=0.0, constant=1.0, weight_decay=0.1
+    )  # fmt: skip
+    model, by_hand = blend(MARKERS), blend(MARKERS).train()
+    by_hand.drop.p = model.drop.p = 0.0
+    fit(model, batches(recipe), recipe, seed=4, device="cpu", progress=False)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence((4, 0, 0)).generate_state(2)[0]))
+    [windows] = batches(recipe)(0)
+    stepper = {"adam": torch.optim.Adam, "lars": LARS}[optimizer](by_hand.parameters(), lr=0.01, weight_decay=0.1)
+    by_hand.loss(recipe.views.make(windows, generator))["loss"].backward()
+    stepper.step()
+    assert equal(model, by_hand)
+    recipe = replace(recipe, steps=12)
+    expected = fit(blend(MARKERS), batches(recipe), recipe, progress=False)
+    with pytest.raises(Fails):
+        fit(blend(MARKERS), failing(recipe, 7), recipe, progress=False, checkpoint_dir=tmp_path)
+    assert equal(fit(blend(MARKERS), batches(recipe), recipe, progress=False, checkpoint_dir=tmp_path), expected)
+
+
+def test_an_unknown_optimiser(blend):
+    recipe = replace(blend.recipe, optimizer="sgd")
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'sgd' in the recipe\. Available: \['adam', 'lars'\]\."):
+        fit(blend(MARKERS), batches(recipe), recipe)
+
+
+def test_a_method_may_draw_from_its_windows(blend, monkeypatch):
+    """Before views are made, by the generator of the step."""
+    seen = []
+
+    def draw(self, windows, generator):
+        first = torch.rand(1, generator=generator)
+        seen.append((tuple(windows.shape), float(first)))
+        return windows[:5]
+
+    monkeypatch.setattr(blend, "draw", draw)
+    recipe = replace(blend.recipe, steps=3)
+    histories = [fit(blend(MARKERS), batches(recipe), recipe, progress=False).history for _ in range(2)]
+    side = recipe.views.source_px()
+    assert [shape for shape, _ in seen] == [(8, 2, side, side)] * 6
+    assert seen[:3] == seen[3:]
+    assert len({value for _, value in seen}) == 3
+    assert histories[0] == histories[1]
+
+
 # --- interrupts ---
 
 
@@ -284,7 +335,9 @@ def test_a_damaged_state(train, tmp_path, damage):
     path.write_bytes(
         {"cut": data[:-7], "other file": b"PK\x03\x04" * 99, "empty": b"", "bit": b"\xff" + data[1:]}[damage]
     )
-    with pytest.raises(ValueError, match=r"is no state of a training, or damaged .*Delete it or pass resume=False"):
+    with pytest.raises(
+        ValueError, match=r"is no state of a training, or damaged .*To begin anew delete the file or pass resume=False"
+    ):
         train(tmp_path)
     assert equal(train(tmp_path, resume=False), train())
 

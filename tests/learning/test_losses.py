@@ -5,7 +5,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,6 +45,20 @@ def test_equals_the_definition(n_views: int, batch: int, temperature: float) -> 
     expected.backward()
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 1.0, 5.0])
+@pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
+def test_published_values_and_gradients(parity: Any, n: int, temperature: float) -> None:
+    """CLEAR-IT: rows 2i and 2i + 1 are the views of window i, and the loss is the sum over both views."""
+    x, y = parity("clearit_loss")
+    z = torch.from_numpy(x[f"z_N{n}"]).requires_grad_()
+    loss = 2 * ntxent([z[0::2], z[1::2]], temperature)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    expected, gradient = float(y[f"loss_N{n}_tau{temperature}"]), y[f"grad_N{n}_tau{temperature}"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    np.testing.assert_allclose(z.grad.numpy(), gradient, rtol=0, atol=1e-5 * max(1.0, float(np.abs(gradient).max())))
 
 
 def test_stacked_equals_list() -> None:

@@ -1,4 +1,4 @@
-"""The one training loop: Lightning around `make_views` and `model.loss`.
+"""The training loop without labels: Lightning around the recipe's views and `model.loss`.
 
 Step k of a training (counted from 0) depends on the seed, k and the rank only, never on the global generators: an
 interrupted training that goes on from its state file ends at the weights of an uninterrupted one, bit for bit on a CPU.
@@ -19,8 +19,8 @@ import torch
 
 from cytonym.learning.engine import choose_device, progress_bar, read_ahead
 from cytonym.learning.interrupt import DeferredInterrupt, Stopped, quiet_lightning
+from cytonym.learning.lars import LARS
 from cytonym.learning.state import describe_training, read_state, write_state
-from cytonym.learning.views import make_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cytonym")
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "lars": LARS}
 _OURS = ("max_steps", "max_epochs", "min_steps", "min_epochs", "enable_checkpointing", "accumulate_grad_batches")
 
 
@@ -115,7 +116,8 @@ def fit(
     FloatingPointError
         The loss is not finite. Names the step.
     ValueError
-        `checkpoint_dir` holds another training, `trainer_kwargs` says what the recipe says, or the data end too soon.
+        `checkpoint_dir` holds another training, `trainer_kwargs` says what the recipe says, the recipe's optimizer is unknown,
+        or the data end too soon.
 
     Examples
     --------
@@ -129,6 +131,9 @@ def fit(
     >>> [row["step"] for row in model.history]
     [1, 2, 3]
     """
+    if recipe.optimizer not in OPTIMIZERS:
+        msg = f"Unknown optimizer {recipe.optimizer!r} in the recipe. Available: {sorted(OPTIMIZERS)}."
+        raise ValueError(msg)
     arguments = _trainer_arguments(trainer_kwargs or {}, choose_device(device))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     home = next(model.parameters()).device
@@ -184,7 +189,7 @@ class _Training(lightning.LightningModule):
         if windows.is_cuda:
             torch.cuda.manual_seed(int(for_model))
         generator = torch.Generator(windows.device).manual_seed(int(for_views))
-        parts = self.model.loss(make_views(windows, self.recipe.views, generator))
+        parts = self.model.loss(self.recipe.views.make(self.model.draw(windows, generator), generator))
         if not torch.isfinite(parts["loss"]):
             found = {name: value.item() for name, value in parts.items()}
             msg = (
@@ -199,7 +204,8 @@ class _Training(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         base = self.recipe.learning_rate
-        optimizer = torch.optim.Adam(trained, lr=base, weight_decay=self.recipe.weight_decay)
+        kind = OPTIMIZERS[self.recipe.optimizer]
+        optimizer = kind(trained, lr=base, weight_decay=self.recipe.weight_decay)
         if self._state:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self._state})
         factor = lambda done: learning_rate(self.recipe, self.start + done + 1) / base

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 STATE_FILE = "training.safetensors"
 FORMAT = 1
+DIGESTS = {
+    "initial weights": "it began from other weights or data",
+    "labelled cells": "it learned from other labels or other cells",
+}
+"""What is compared by its hash, and what to say where it differs."""
 
 
 def describe_training(model: CellEncoder, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def describe_training(model: CellEncoder, recipe: Recipe, seed: int) -> dict[str
 
 
 def write_state(
-    folder: Path, training: dict[str, Any], step: int, model: CellEncoder, optimizer: torch.optim.Optimizer
+    folder: Path, training: dict[str, Any], step: int, model: Any, optimizer: torch.optim.Optimizer
 ) -> None:
     """Replace the state file in one move: an interrupt leaves the old or the new one."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -58,8 +63,12 @@ def write_state(
     part.replace(folder / STATE_FILE)
 
 
-def read_state(folder: Path, training: dict[str, Any], model: CellEncoder) -> tuple[int, dict[int, dict[str, Tensor]]]:
+def read_state(
+    folder: Path, training: dict[str, Any], model: Any, *, anew: str = "delete the file or pass resume=False"
+) -> tuple[int, dict[int, dict[str, Tensor]]]:
     """Put the stored weights and history into the model; return the steps done and the optimiser's state.
+
+    Errors say with `anew` how to begin from the start.
 
     Raises
     ------
@@ -74,17 +83,17 @@ def read_state(folder: Path, training: dict[str, Any], model: CellEncoder) -> tu
             info = json.loads((file.metadata() or {})["cytonym"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        msg = f"'{path}' is no state of a training, or damaged ({error}). Delete it or pass resume=False to begin anew."
+        msg = f"'{path}' is no state of a training, or damaged ({error}). To begin anew {anew}."
         raise ValueError(msg) from error
     if info["format"] != FORMAT:
-        msg = f"'{path}' has format {info['format']}, this cytonym reads {FORMAT}. Upgrade, or pass resume=False."
+        msg = f"'{path}' has format {info['format']}, this cytonym reads {FORMAT}. Upgrade, or begin anew: {anew}."
         raise ValueError(msg)
     other = [_difference(key, info["training"].get(key), value) for key, value in training.items()]
     if any(other):
         found = "; ".join(text for text in other if text)
         msg = (
             f"'{path}' holds another training, stopped at step {info['step']}: {found}. "
-            "Give another checkpoint_dir, or pass resume=False to begin anew in this one."
+            f"Give another checkpoint_dir; to begin anew in this one {anew}."
         )
         raise ValueError(msg)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
@@ -103,6 +112,6 @@ def _difference(key: str, there: Any, here: Any) -> str:
     if isinstance(there, dict) and isinstance(here, dict):
         parts = [_difference(f"{key}.{k}", there.get(k), here.get(k)) for k in sorted(there.keys() | here.keys())]
         return "; ".join(part for part in parts if part)
-    if key == "initial weights":
-        return "it began from other weights or data"
+    if key in DIGESTS:
+        return DIGESTS[key]
     return f"{key} was {there!r}, is {here!r}"

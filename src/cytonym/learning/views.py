@@ -9,13 +9,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@runtime_checkable
+class Views(Protocol):
+    """What contrastive training needs to know of the views that it makes; a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def window_px(self) -> tuple[int, ...]:
+        """Sides of the views in pixels."""
+
+    @property
+    def views_per_size(self) -> int:
+        """Views of each side."""
+
+    @property
+    def n_views(self) -> int:
+        """Number of views of each window."""
+
+    def source_px(self) -> int:
+        """Side of the window to read."""
+
+    def make(self, windows: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Windows [B, C, S0, S0] -> views [B, C, s, s]."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +132,10 @@ class ViewConfig:
         if self.rotation_deg:
             reach *= math.sqrt(2)
         return 2 * math.ceil(reach + self.translation_px - 1e-6) + 1
+
+    def make(self, windows: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """See `make_views`."""
+        return make_views(windows, self, generator)
 
 
 def make_views(windows: Tensor, config: ViewConfig, generator: torch.Generator) -> list[Tensor]:

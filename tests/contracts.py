@@ -1,26 +1,33 @@
-"""What every method must hold, whatever is inside it. A new method is checked by being registered."""
+"""What every encoder must hold, whatever is inside it. A new method is checked by being registered."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import tempfile
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 
-from cytonym.learning.views import make_views
+from cytonym.learning.fit import OPTIMIZERS, fit
 from cytonym.models import load, registry, save
 from cytonym.models.base import Encoding, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from cytonym.models.base import CellEncoder
 
 MARKERS = ["DNA", "CD3", "CD20", "PanCK"]
 QUANTILES = [90.0, 12.0, 30.0, 5.0]
+ROUNDING = {"embedding": 1e-5, "attributions": 1e-6, "features": 1e-6}
+"""Relative to the largest value. An embedding may be many layers deep, which add up in another order in another batch."""
 
 
 def new(cls: type[CellEncoder], seed: int = 0, quantiles: list[float] | None = None) -> CellEncoder:
@@ -39,24 +46,50 @@ def encoded(model: CellEncoder, pixels: Tensor) -> Encoding:
         return model.encode(pixels)
 
 
+def views_of(model: CellEncoder, seed: int = 0, mean: float = 9.0) -> list[Tensor]:
+    """Views of random windows, as training makes them."""
+    side = model.recipe.views.source_px()
+    raw = torch.from_numpy(np.random.default_rng(seed).poisson(mean, (8, len(MARKERS), side, side)))
+    generator = torch.Generator().manual_seed(seed)
+    return model.recipe.views.make(model.draw(raw, generator), generator)
+
+
 def trained(cls: type[CellEncoder]) -> CellEncoder:
     """A few large steps away from the initial weights."""
+    return _trained(cls.name)
+
+
+@cache
+def _trained(name: str) -> CellEncoder:
+    cls: type[CellEncoder] = registry.get(name)
     model = new(cls).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    side = cls.recipe.views.source_px()
+    optimizer = OPTIMIZERS[cls.recipe.optimizer](model.parameters(), lr=max(0.05, cls.recipe.learning_rate))
     for step in range(5):
-        raw = torch.from_numpy(np.random.default_rng(step).poisson(9, (8, len(MARKERS), side, side)))
         optimizer.zero_grad()
-        views = make_views(raw, cls.recipe.views, torch.Generator().manual_seed(step))
-        model.loss(views)["loss"].backward()  # type: ignore[no-untyped-call]
+        model.loss(views_of(model, step))["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model.eval()
 
 
-def same(a: Encoding, b: Encoding, what: str, tolerance: float = 0.0) -> None:
+def same(a: Encoding, b: Encoding, what: str, tolerance: float | None = None) -> None:
     for name, x, y in zip(Encoding._fields, a, b, strict=True):
-        largest = float((x - y).abs().max())
-        assert largest <= tolerance * (float(x.abs().max()) or 1.0), f"{what}: {name} differs by {largest}"
+        close(x, y, name, what, tolerance)
+
+
+def close(a: Tensor, b: Tensor, name: str, what: str, tolerance: float | None = None) -> None:
+    """A field of an encoding, equal but for so much of the largest value."""
+    assert a.shape == b.shape, what
+    if a.numel():
+        largest, size = float((a - b).abs().max()), float(a.abs().max()) or 1.0
+        assert largest <= (ROUNDING[name] if tolerance is None else tolerance) * size, (
+            f"{what}: {name} differs by {largest}"
+        )
+
+
+def blocks(model: CellEncoder, encoding: Encoding) -> dict[str, Tensor]:
+    """Fields that have a block of numbers for each marker, as [B, C, K], and the attributions as [B, C, 1]."""
+    found = {name: getattr(encoding, name).unflatten(1, (len(model.markers), k)) for name, k in model.blocks.items()}
+    return found | {"attributions": encoding.attributions[..., None]}
 
 
 def check_shapes_and_types(cls: type[CellEncoder]) -> None:
@@ -72,6 +105,8 @@ def check_shapes_and_types(cls: type[CellEncoder]) -> None:
         assert out.attributions.shape == (n, len(MARKERS))
         assert out.features.shape[0] == n
         assert out.features.shape[1] % len(MARKERS) == 0
+        assert {name: v.shape for name, v in blocks(model, out).items()}.keys() >= {*model.blocks, "attributions"}
+    assert set(model.blocks) & {"features", "embedding"}, "no field has a block for each marker"
     for value in whole:
         assert value.dtype == torch.float32
         assert value.ndim == 2
@@ -91,20 +126,24 @@ def check_any_real_dtype(cls: type[CellEncoder]) -> None:
 
 
 def check_silent_marker_is_neutral(cls: type[CellEncoder]) -> None:
-    """Its attribution and features are exactly zero, and the other markers do not notice."""
+    """Its attribution is exactly zero, its block that of an empty window, and the other markers do not notice."""
     for model in (new(cls), trained(cls)):
         pixels = windows(model)
-        full = encoded(model, pixels)
+        full = blocks(model, encoded(model, pixels))
+        empty = blocks(model, encoded(model, torch.zeros_like(pixels[:1])))
         for i in range(len(MARKERS)):
             silenced = pixels.clone()
             silenced[:, i] = 0
             out = encoded(model, silenced)
-            per_marker, before = (e.features.unflatten(1, (len(MARKERS), -1)) for e in (out, full))
             others = [j for j in range(len(MARKERS)) if j != i]
+            for name, block in blocks(model, out).items():
+                nothing = block.clone()
+                nothing[:, i], nothing[:, others] = empty[name][:, i], full[name][:, others]
+                close(nothing, block, name, f"without {MARKERS[i]}")
             assert (out.attributions[:, i] == 0).all(), f"a silent {MARKERS[i]} has an attribution"
-            assert (per_marker[:, i] == 0).all(), f"a silent {MARKERS[i]} has features"
-            torch.testing.assert_close(out.attributions[:, others], full.attributions[:, others], rtol=0, atol=1e-6)
-            torch.testing.assert_close(per_marker[:, others], before[:, others], rtol=0, atol=1e-6)
+            assert (out.features.unflatten(1, (len(MARKERS), -1))[:, i] == 0).all(), (
+                f"a silent {MARKERS[i]} has features"
+            )
             assert torch.isfinite(out.embedding).all()
 
 
@@ -132,14 +171,12 @@ def check_marker_that_was_never_seen(cls: type[CellEncoder]) -> None:
 
 
 def check_markers_are_independent_until_the_end(cls: type[CellEncoder]) -> None:
-    """By gradient: features and attribution of a marker see this marker alone, and do see it."""
+    """By gradient: block and attribution of a marker see this marker alone, and do see it."""
     for model in (new(cls), trained(cls)):
         pixels = windows(model, 3).requires_grad_()
-        for i in range(len(MARKERS)):
-            features = model.encode(pixels).features.unflatten(1, (len(MARKERS), -1))[:, i].sum()
-            attribution = model.encode(pixels).attributions[:, i].sum()
-            for name, value in (("features", features), ("attribution", attribution)):
-                (gradient,) = torch.autograd.grad(value, pixels)
+        for name, block in blocks(model, model.encode(pixels)).items():
+            for i in range(len(MARKERS)):
+                (gradient,) = torch.autograd.grad(block[:, i].square().sum(), pixels, retain_graph=True)
                 strength = gradient.abs().sum(dim=(0, 2, 3))
                 assert strength[i] > 0, f"{name} of {MARKERS[i]} ignore it"
                 strength[i] = 0
@@ -147,13 +184,13 @@ def check_markers_are_independent_until_the_end(cls: type[CellEncoder]) -> None:
 
 
 def check_cells_are_independent(cls: type[CellEncoder]) -> None:
-    model = new(cls)
-    pixels = windows(model, 7)
-    whole = encoded(model, pixels)
-    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
-    same(Encoding(*(value[order] for value in whole)), encoded(model, pixels[order]), "other order", 1e-6)
-    single = [encoded(model, pixels[i : i + 1]) for i in range(7)]
-    same(whole, Encoding(*(torch.cat(values) for values in zip(*single, strict=True))), "one by one", 1e-6)
+    for model in (new(cls), trained(cls)):
+        pixels = windows(model, 7)
+        whole = encoded(model, pixels)
+        order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+        same(Encoding(*(value[order] for value in whole)), encoded(model, pixels[order]), "other order")
+        single = [encoded(model, pixels[i : i + 1]) for i in range(7)]
+        same(whole, Encoding(*(torch.cat(values) for values in zip(*single, strict=True))), "one by one")
 
 
 def check_unit_of_intensity_is_free(cls: type[CellEncoder]) -> None:
@@ -177,9 +214,10 @@ def check_global_generators_are_left_alone(cls: type[CellEncoder]) -> None:
     torch.manual_seed(3)
     before, numpy_before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     model = new(cls)
-    pixels = windows(model)
-    encoded(model, pixels)
-    model.train().loss([pixels, pixels + 1])
+    encoded(model, windows(model))
+    model.train().loss(views_of(model))
+    if cls.any_panel:
+        model.for_panel(["CD4", *MARKERS], [1.0] * 5)
     assert torch.equal(torch.get_rng_state(), before)
     assert str(np.random.get_state()) == numpy_before  # noqa: NPY002
 
@@ -193,17 +231,15 @@ def check_save_and_load(cls: type[CellEncoder]) -> None:
         again = load(save(model, f"{folder}/model"))
     assert type(again) is cls
     assert (again.markers, again.config, again.history) == (model.markers, model.config, model.history)
-    same(encoded(model, pixels), encoded(again, pixels), "loaded")
-    same(encoded(model, pixels), encoded(pickle.loads(pickle.dumps(model)), pixels), "sent to a worker")
+    same(encoded(model, pixels), encoded(again, pixels), "loaded", 0.0)
+    same(encoded(model, pixels), encoded(pickle.loads(pickle.dumps(model)), pixels), "sent to a worker", 0.0)
     assert cls.config_from_dict(json.loads(json.dumps(model.config_dict()))) == model.config
 
 
 def check_loss(cls: type[CellEncoder]) -> None:
     """A scalar to minimise, parts to log, and a gradient for every weight."""
-    recipe = cls.recipe
     model = new(cls).train()
-    raw = torch.from_numpy(np.random.default_rng(0).poisson(9, (8, len(MARKERS), *[recipe.views.source_px()] * 2)))
-    parts = model.loss(make_views(raw, recipe.views, torch.Generator().manual_seed(0)))
+    parts = model.loss(views_of(model))
     assert "loss" in parts
     for name, part in parts.items():
         assert part.shape == (), name
@@ -222,6 +258,87 @@ def check_normalization(cls: type[CellEncoder]) -> None:
     for values in curves.values():
         assert values.shape == (len(MARKERS),)
         assert np.isfinite(values).all()
+
+
+def check_training_windows(cls: type[CellEncoder]) -> None:
+    """What a step takes of its windows: float, one row a cell, decided by the generator alone; empty windows, too."""
+    model = new(cls)
+    views = views_of(model)
+    assert len(views) == cls.recipe.views.n_views
+    assert all(v.shape[0] == 8 and v.dtype == torch.float32 and torch.isfinite(v).all() for v in views)
+    assert {v.shape[-1] for v in views} == set(cls.recipe.views.window_px)
+    assert all(torch.equal(a, b) for a, b in zip(views, views_of(model), strict=True))
+    assert torch.isfinite(model.train().loss(views_of(model, mean=0.0))["loss"])
+
+
+def check_training(cls: type[CellEncoder]) -> None:
+    """The same seed gives the same bytes, also after an interrupt."""
+    recipe = replace(cls.recipe, steps=4, batch_size=6)
+    side = recipe.views.source_px()
+
+    def batches(start: int, stop: int = 4) -> Iterator[Tensor]:
+        for step in range(start, stop):
+            yield torch.from_numpy(np.random.default_rng(step).poisson(9, (6, len(MARKERS), side, side))).float()
+
+    def train(data: Any = batches, **arguments: Any) -> CellEncoder:
+        given: dict[str, Any] = {"seed": 0, "device": "cpu", "progress": False} | arguments
+        return fit(new(cls), data, recipe, **given)
+
+    first = train()
+    assert not first.training
+    assert [row["step"] for row in first.history] == [1, 2, 3, 4]
+    states = [train().state_dict()]
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(ValueError, match="The data ended after 2 batches"):
+            train(lambda start: batches(start, 2), checkpoint_dir=folder, checkpoint_every=2)
+        states.append(train(checkpoint_dir=folder).state_dict())
+    for state in states:
+        assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
+    assert any(not torch.equal(value, new(cls).state_dict()[key]) for key, value in first.state_dict().items())
+
+
+def check_sizes(cls: type[CellEncoder]) -> None:
+    """A size in pixels of the image is met, or nearly where pixels are binned, and never exceeded."""
+    for side in (16, 33, 64, 130):
+        config = cls.sized(cls.Config(), side)
+        model = cls.from_statistics(MARKERS, QUANTILES, config).eval()
+        assert side - model.binning < model.window_px <= side
+        assert model.window_px == config.window_px * model.binning
+        assert encoded(model, windows(model, 2)).attributions.shape == (2, len(MARKERS))
+    for pixel_size in (0.2, 0.377, 0.5, 1.0, 2.0):
+        binning = cls(MARKERS, cls.adapted(cls.Config(), pixel_size)).binning
+        assert binning == 1 or 0.3 <= binning * pixel_size <= 1.25
+
+
+def check_names_of_markers(cls: type[CellEncoder]) -> None:
+    for wrong in ([], ["DNA", "CD3", "DNA"]):
+        with pytest.raises(ValueError, match=r"A model needs at least one marker and every name once, got \["):
+            cls(wrong, cls.Config())
+
+
+def check_any_panel(cls: type[CellEncoder]) -> None:
+    """Markers that are known keep their scale, others get theirs from the data, and blocks come in the order of markers."""
+    if not cls.any_panel:
+        with pytest.raises(TypeError, match=r"is bound to its markers \['DNA', 'CD3', 'CD20', 'PanCK'\]"):
+            new(cls).for_panel(["CD4"], [1.0])
+        return
+    for model in (new(cls), trained(cls)):
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        pixels = windows(model)
+        expected = blocks(model, encoded(model, pixels))
+        order = [2, 0, 3, 1]
+        turned = model.for_panel([MARKERS[i] for i in order], [0.0] * 4)
+        for name, found in blocks(turned, encoded(turned, pixels[:, order])).items():
+            close(expected[name][:, order], found, name, "markers in another order")
+        other = model.for_panel(["CD20", "CD4", "DNA"], [1000.0, 7.0, 1000.0])
+        assert (other.markers, other.config, other.training) == (("CD20", "CD4", "DNA"), model.config, False)
+        as_cd3 = pixels[:, 1] * 7 / QUANTILES[1]
+        there = torch.stack([pixels[:, 2], as_cd3, pixels[:, 0]], dim=1)
+        for name, value in blocks(other, encoded(other, there)).items():
+            close(expected[name][:, [2, 1, 0]], value, name, "another panel", 1e-5)  # pixels are rounded anew
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        with pytest.raises(ValueError, match="`quantiles` must hold one number >= 0 for each of the 2 markers"):
+            model.for_panel(["CD4", "CD8"], [1.0])
 
 
 CHECKS: dict[str, Any] = {

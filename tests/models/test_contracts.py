@@ -1,4 +1,4 @@
-"""Every registered method holds the contract of `tests/contracts.py`."""
+"""Every registered method holds the contract of its kind."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ import torch
 from cytonym.models import registry
 
 torch.set_num_threads(1)
-CONTRACTS = runpy.run_path(str(Path(__file__).parents[1] / "contracts.py"))
+TESTS = Path(__file__).parents[1]
+CONTRACTS = runpy.run_path(str(TESTS / "contracts.py"))
+CLASSIFIERS = runpy.run_path(str(TESTS / "classifier_contracts.py"))
 
 
 @pytest.mark.parametrize("check", CONTRACTS["CHECKS"].values(), ids=CONTRACTS["CHECKS"])
-@pytest.mark.parametrize("name", registry.available().index)
+@pytest.mark.parametrize("name", registry.names("encoder"))
 def test_contract(name, check):
     check(registry.get(name))
+
+
+@pytest.mark.parametrize("check", CLASSIFIERS["CHECKS"].values(), ids=CLASSIFIERS["CHECKS"])
+@pytest.mark.parametrize("name", registry.names("classifier"))
+def test_contract_of_classifiers(name, check):
+    with CLASSIFIERS["thin"]():
+        check(registry.get(name))

@@ -8,25 +8,32 @@ import pytest
 import cytonym as cy
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
+from cytonym.models.classifier import Labeller
 
 
 def test_available_lists_every_method() -> None:
     table = cy.models.available()
     assert "nextmarker" in table.index
-    assert list(table.columns) == ["cls", "task", "paper", "licence"]
+    assert list(table.columns) == ["cls", "kind", "task", "paper", "licence"]
     assert not table.isna().any(axis=None)
 
 
 def test_names_agree_with_classes() -> None:
     for name, row in cy.models.available().iterrows():
         cls = registry.get(str(name))
-        assert issubclass(cls, CellEncoder)
+        assert issubclass(cls, {"encoder": CellEncoder, "classifier": Labeller}[row["kind"]])
         assert cls.name == name
         assert cls is getattr(cy.models, row["cls"])
 
 
+def test_names_of_a_kind() -> None:
+    assert registry.names("encoder") == ["nextmarker", "clearit"]
+    assert registry.names("classifier") == ["classifier", "maps", "cellsighter", "finetuned"]
+    assert sorted(registry.names("encoder") + registry.names("classifier")) == sorted(cy.models.available().index)
+
+
 def test_unknown_method() -> None:
-    with pytest.raises(KeyError, match=r"No method 'resnet'. Available: \['nextmarker'"):
+    with pytest.raises(KeyError, match=r"No method 'resnet'. Available: \['cellsighter', 'classifier', "):
         registry.get("resnet")
 
 

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    import torch
     from numpy.typing import ArrayLike
 
-    from cytonym.learning.views import ViewConfig
+    from cytonym.learning.views import Views
 
 
 class Encoding(NamedTuple):
@@ -24,7 +25,8 @@ class Encoding(NamedTuple):
     attributions: Tensor
     """[B, C], one number a marker: zero for a silent marker, rising with signal in this cell."""
     features: Tensor
-    """[B, C * K], marker-major: the K interpretable features of marker 0, then those of marker 1, …"""
+    """[B, C * K], marker-major: the K interpretable features of marker 0, then those of marker 1, …; K is 0 where the method
+    has none."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Recipe:
     final_rate: float
     warmup: float
     constant: float
-    views: ViewConfig
+    views: Views
     weight_decay: float = 0.0
+    optimizer: str = "adam"
+    """"adam" or "lars"."""
 
 
 class CellEncoder(nn.Module):
@@ -57,6 +61,8 @@ class CellEncoder(nn.Module):
     """Key in the registry and prefix of everything written to a table."""
     Config: ClassVar[type]
     recipe: ClassVar[Recipe]
+    any_panel: ClassVar[bool] = False
+    """Whether one network serves every panel; then `for_panel` gives it other markers."""
 
     def __init__(self, markers: Sequence[str], config: Any) -> None:
         super().__init__()
@@ -82,6 +88,11 @@ class CellEncoder(nn.Module):
         return {}
 
     @property
+    def blocks(self) -> dict[str, int]:
+        """Which fields of `Encoding` have a block of numbers for each marker, and how many: {"features": K}."""
+        return {}
+
+    @property
     def binning(self) -> int:
         """Side of the squares of the image's pixels that the network averages into one; 1 where it takes them as they are."""
         return int(getattr(self.config, "binning", 1))
@@ -101,6 +112,15 @@ class CellEncoder(nn.Module):
         """The config for pixels of so many micrometres, where the caller says no size."""
         return config
 
+    def for_panel(self, markers: Sequence[str], quantiles: ArrayLike) -> CellEncoder:
+        """The same network for other markers, of which `quantiles` are as in `from_statistics`."""
+        msg = f"{type(self).__name__} is bound to its markers {list(self.markers)}."
+        raise TypeError(msg)
+
+    def draw(self, windows: Tensor, generator: torch.Generator) -> Tensor:
+        """What a training step takes of its raw windows [B, C, S0, S0] before views are made: all, unless a method says else."""
+        return windows
+
     def encode(self, windows: Tensor) -> Encoding:
         """Raw windows [B, C, S, S], channels in the order of `markers`, any real dtype -> `Encoding` (float32)."""
         raise NotImplementedError
@@ -116,8 +136,20 @@ class CellEncoder(nn.Module):
     @classmethod
     def config_from_dict(cls, values: dict[str, Any]) -> Any:
         """The config from what `config_dict` gave, also after a trip through JSON, which makes lists of tuples."""
-        return cls.Config(**{key: _tuples(value) for key, value in values.items()})
+        return cls.Config(**{key: tuples(value) for key, value in values.items()})
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+def require_whole(config: Any, **least: int) -> None:
+    """Raise where a field of a config is no whole number of at least so many."""
+    for name, fewest in least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or value != int(value) or value < fewest:
+            msg = f"`{name}` must be a whole number of at least {fewest}, got {value!r}."
+            raise ValueError(msg)
+
+
+def tuples(value: Any) -> Any:
+    """What JSON made of a frozen config's values, as it was: tuples instead of lists, at any depth."""
+    if isinstance(value, dict):
+        return {key: tuples(inner) for key, inner in value.items()}
+    return tuple(tuples(inner) for inner in value) if isinstance(value, list | tuple) else value

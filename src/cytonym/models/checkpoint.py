@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cytonym.models.base import CellEncoder
+    from cytonym.models.classifier import Labeller
+
+    Model = CellEncoder | Labeller
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -30,7 +33,7 @@ WEIGHTS_FILE = "weights.safetensors"
 _REQUIRED = ("class", "markers", "config", "weights_sha256")
 
 
-def save(model: CellEncoder, path: str | Path, *, overwrite: bool = False) -> Path:
+def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model to a folder.
 
     The folder appears whole or not at all: it is written beside its place and moved there, so that an interrupt leaves
@@ -39,7 +42,7 @@ def save(model: CellEncoder, path: str | Path, *, overwrite: bool = False) -> Pa
     Parameters
     ----------
     model
-        A trained encoder.
+        A trained encoder or classifier.
     path
         The folder to make. Missing parents are made.
     overwrite
@@ -83,7 +86,7 @@ def save(model: CellEncoder, path: str | Path, *, overwrite: bool = False) -> Pa
     return path
 
 
-def load(path: str | Path, *, expect: str | None = None) -> CellEncoder:
+def load(path: str | Path, *, expect: str | None = None) -> Any:
     """Read a model from a folder written by `save`.
 
     The weights are checked against the hash in `config.json` before they are used.
@@ -97,7 +100,7 @@ def load(path: str | Path, *, expect: str | None = None) -> CellEncoder:
 
     Returns
     -------
-    CellEncoder
+    CellEncoder or classifier
         The model on the CPU, in evaluation mode, with its markers, config, history and provenance.
 
     Raises
@@ -139,12 +142,12 @@ def is_checkpoint(path: str | Path) -> bool:
     return (Path(path) / CONFIG_FILE).is_file() and (Path(path) / WEIGHTS_FILE).is_file()
 
 
-def weights_to_bytes(model: CellEncoder) -> bytes:
+def weights_to_bytes(model: Model) -> bytes:
     """The model's parameters and buffers in safetensors format."""
     return tensors_to_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
 
 
-def weights_sha256(model: CellEncoder) -> str:
+def weights_sha256(model: Model) -> str:
     """SHA-256 of the model's weights, equal to the one in its checkpoint: which network made these numbers."""
     return hashlib.sha256(weights_to_bytes(model)).hexdigest()
 
@@ -152,7 +155,7 @@ def weights_sha256(model: CellEncoder) -> str:
 # -- writing ------------------------------------------------------------------------------------------------------------
 
 
-def _describe(model: CellEncoder, weights: bytes) -> dict[str, Any]:
+def _describe(model: Model, weights: bytes) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "class": model.name,
@@ -245,7 +248,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return info
 
 
-def _class_of(info: dict[str, Any], path: Path, expect: str | None) -> type[CellEncoder]:
+def _class_of(info: dict[str, Any], path: Path, expect: str | None) -> type[Any]:
     name = info["class"]
     if expect is not None and name != expect:
         msg = f"'{path}' holds a model of class {name!r}, but {expect!r} is needed here."

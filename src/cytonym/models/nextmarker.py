@@ -209,6 +209,11 @@ class NeXtMarker(CellEncoder):
         center = self.normalize.center.detach().double() * scale
         return {"center": center.cpu().numpy(), "slope": raw.cpu().numpy()}
 
+    @property
+    def blocks(self) -> dict[str, int]:
+        """See `CellEncoder.blocks`."""
+        return {"features": self.config.features_per_marker}
+
     @classmethod
     def sized(cls, config: NeXtMarkerConfig, side: int) -> NeXtMarkerConfig:
         """Windows of about the default number of binned pixels."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from cytonym.models.base import CellEncoder
 
 
 @dataclass(frozen=True)
@@ -18,6 +16,8 @@ class _Entry:
 
     module: str
     cls: str
+    kind: str
+    """"encoder" (windows in, numbers out, no labels) or "classifier" (trained on labels)."""
     task: str
     paper: str
     licence: str
@@ -29,8 +29,49 @@ _MODELS: dict[str, _Entry] = {
     "nextmarker": _Entry(
         module="cytonym.models.nextmarker",
         cls="NeXtMarker",
+        kind="encoder",
         task="embed cells, marker by marker",
         paper="Gutwein et al. 2025",
+        licence="BSD-3-Clause",
+    ),
+    "clearit": _Entry(
+        module="cytonym.models.clearit",
+        cls="ClearIT",
+        kind="encoder",
+        task="embed cells of any panel",
+        paper="Spengler et al. 2024",
+        licence="BSD-3-Clause",
+    ),
+    "classifier": _Entry(
+        module="cytonym.models.classifier",
+        cls="CellClassifier",
+        kind="classifier",
+        task="name cells from few labels",
+        paper="Spengler et al. 2024",
+        licence="BSD-3-Clause",
+    ),
+    "maps": _Entry(
+        module="cytonym.models.maps",
+        cls="MAPS",
+        kind="classifier",
+        task="name cells from mean intensities",
+        paper="Shaban et al. 2024",
+        licence="BSD-3-Clause",
+    ),
+    "cellsighter": _Entry(
+        module="cytonym.models.cellsighter",
+        cls="CellSighter",
+        kind="classifier",
+        task="name cells from pixels and masks",
+        paper="Amitay et al. 2023",
+        licence="BSD-3-Clause",
+    ),
+    "finetuned": _Entry(
+        module="cytonym.models.finetuned",
+        cls="FineTuned",
+        kind="classifier",
+        task="name cells with an encoder trained further on labels",
+        paper="Spengler et al. 2024",
         licence="BSD-3-Clause",
     ),
 }
@@ -43,7 +84,7 @@ def available() -> pd.DataFrame:
     -------
     DataFrame
         One row a method, indexed by the `name` that verbs such as `tl.fit_encoder` take. Columns: `cls` (class in
-        `cytonym.models`), `task`, `paper`, `licence` (of the code).
+        `cytonym.models`), `kind` (encoder or classifier), `task`, `paper`, `licence` (of the code).
 
     Examples
     --------
@@ -58,7 +99,12 @@ def available() -> pd.DataFrame:
     return table.rename_axis(index="name")
 
 
-def get(name: str) -> type[CellEncoder]:
+def names(kind: str) -> list[str]:
+    """Methods of a kind, ``"encoder"`` or ``"classifier"``."""
+    return [name for name, entry in _MODELS.items() if entry.kind == kind]
+
+
+def get(name: str) -> type[Any]:
     """The class of a method.
 
     Parameters
@@ -80,5 +126,5 @@ def get(name: str) -> type[CellEncoder]:
         msg = f"No method {name!r}. Available: {sorted(_MODELS)}."
         raise KeyError(msg)
     entry = _MODELS[name]
-    cls: type[CellEncoder] = getattr(import_module(entry.module), entry.cls)
+    cls: type[Any] = getattr(import_module(entry.module), entry.cls)
     return cls

@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DATA = Path(os.environ.get("CYTONYM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    Numbers = dict[str, np.ndarray]
+
+SHARED = Path(__file__).parents[2] / "shared"
+DATA = Path(os.environ.get("CYTONYM_DATA", SHARED / "data"))
+PARITY = Path(os.environ.get("CYTONYM_PARITY", SHARED / "parity"))
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +30,20 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def parity() -> Callable[[str], tuple[Numbers, Numbers]]:
+    """Inputs and outputs of a published program; skips the test where these numbers are not at hand."""
+
+    def load(name: str) -> tuple[Numbers, Numbers]:
+        paths = [PARITY / name / f"{what}.npz" for what in ("inputs", "outputs")]
+        if not all(path.is_file() for path in paths):
+            pytest.skip(f"numbers of the published program {name!r} not found in {PARITY} (set CYTONYM_PARITY)")
+        found = []
+        for path in paths:
+            with np.load(path) as arrays:
+                found.append(dict(arrays))
+        return found[0], found[1]
+
+    return load

@@ -1,0 +1,5 @@
+"""Scores of predicted classes, thresholds and confidences: arrays in, numbers out."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

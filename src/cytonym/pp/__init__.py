@@ -1,4 +1,4 @@
-"""Preprocessing: measure cells, find cells."""
+"""Preprocessing: measure cells, find cells, rank images."""
 
 import lazy_loader as _lazy
 

@@ -167,3 +167,5 @@ def test_normalization_errors(sdata):
         cy.pl.normalization(sdata, table_key="cells")
     with pytest.raises(KeyError, match=re.escape("No learned normalisation in `uns['clearit']`")):
         cy.pl.normalization(sdata, key="clearit")
+    with pytest.raises(ValueError, match="A model of class 'clearit' learns no normalisation"):
+        cy.pl.normalization(sdata, cy.models.ClearIT(["DNA"]))

@@ -117,7 +117,11 @@ def _curves(sdata: SpatialData, model: Any, table_key: str, key: str) -> tuple[p
             from cytonym.models import load
 
             model = load(model)
-        return pd.DataFrame({"marker": list(model.markers), **model.normalization()}), model.binning
+        found = model.normalization() if hasattr(model, "normalization") else {}
+        if not found:
+            msg = f"A model of class {model.name!r} learns no normalisation; NeXtMarker does."
+            raise ValueError(msg)
+        return pd.DataFrame({"marker": list(model.markers), **found}), model.binning
     tables = sorted(sdata.tables)
     if table_key not in sdata.tables:
         msg = f"No table {table_key!r} in sdata.tables. Available: {tables}. `tl.embed_cells` writes one."

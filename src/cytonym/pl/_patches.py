@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgb
-from matplotlib.patches import Patch
 
 from cytonym._shared import KEYS, RNG, document, seed_of
 from cytonym.data.checks import resolve_size
-from cytonym.data.patches import CellPatches, window_origin
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.get import labels_of
-from cytonym.pl._style import GLOW, bare, new_figure, nice_length, styled, text_width
+from cytonym.pl._gallery import blend, color_handles, colors_of, contrast, draw_scale_bar, places, read_windows
+from cytonym.pl._style import bare, new_figure, styled, text_width
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from anndata import AnnData
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from spatialdata import SpatialData
 
-    from cytonym.data.source import CellSource
-
 SIDE = 0.62  # inches of a patch
-BEYOND = 0.87  # grey of what lies beyond the image
 PER_ROW = 10  # patches in a row where cells are not grouped
 
 
@@ -96,7 +91,7 @@ def patches(
     >>> sdata = cy.datasets.tissue_phantom(n_cells=40)
     >>> figure = cy.pl.patches(sdata, ["CD3", "CD20"], groupby="cell_type", n=4, size_px=16)
     """
-    colors = _colors(markers)
+    colors = colors_of(markers)
     if cells is not None and groupby is not None:
         msg = "`cells` names the cells to show and `groupby` draws some of each group: give one of the two."
         raise ValueError(msg)
@@ -105,16 +100,13 @@ def patches(
         table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=list(colors),
     )  # fmt: skip
     rows = open_table(sdata, sources, table_key)
-    place = np.full((rows.table.n_obs, 2), -1)  # source and cell of each row of the table
-    for i, (source, at) in enumerate(zip(sources, rows.rows, strict=True)):
-        inside = _inside(source) & (at >= 0)
-        place[at[inside]] = np.column_stack([np.full(inside.sum(), i), np.flatnonzero(inside)])
+    place = places(rows, sources)
     chosen = _choose(rows.table, place[:, 0] >= 0, groupby=groupby, groups=groups, cells=cells, n=n, seed=seed_of(rng))
 
     side = 32 if size_px is None and size_um is None else resolve_size(sources[0], size_px, size_um)
     every = np.unique(np.concatenate(list(chosen.values())))
-    windows, outlines = _read(sources, place[every], side)
-    images = _blend(windows, colors, limits or {})
+    windows, outlines = read_windows(sources, place[every], side)
+    images = blend(windows, colors, contrast(windows, list(colors), limits or {}))
     where = {row: i for i, row in enumerate(every)}
     n_columns = max(map(len, chosen.values()))
     per_line = max(1, int((n_columns * SIDE + text_width(list(chosen))) // (text_width(list(colors)) + 0.45)))
@@ -135,29 +127,12 @@ def patches(
     ax.add_collection(LineCollection(lines, colors="white", linewidths=0.6, alpha=0.8))
     ax.set_yticks([i * step + side / 2 for i in range(len(chosen))], list(chosen))
     ax.tick_params(length=0)
-    _scale_bar(ax, sources, side, canvas.shape)
-    handles = [Patch(facecolor=color, edgecolor="#333333", linewidth=0.5, label=name) for name, color in colors.items()]
+    draw_scale_bar(ax, sources, side, canvas.shape)
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(per_line, len(handles)), frameon=False,
+        handles=color_handles(colors), loc="outside upper left", ncols=min(per_line, len(colors)), frameon=False,
         handlelength=1, handleheight=1, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
     return figure
-
-
-def _colors(markers: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(markers, Mapping):
-        return dict(markers)
-    names = [markers] if isinstance(markers, str) else list(dict.fromkeys(markers))
-    if not names or len(names) > len(GLOW):
-        msg = f"{len(names)} markers: choose between 1 and {len(GLOW)}, more colours cannot be told apart."
-        raise ValueError(msg)
-    return dict(zip(names, ["#FFFFFF"] if len(names) == 1 else GLOW, strict=False))
-
-
-def _inside(source: CellSource) -> np.ndarray:
-    _, height, width = source.shape
-    y, x = source.centers.T
-    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
 def _choose(
@@ -202,60 +177,3 @@ def _choose(
         raise ValueError(msg)
     # one unnamed row after another; the names differ in their number of blanks
     return {" " * i: rows[start : start + PER_ROW] for i, start in enumerate(range(0, len(rows), PER_ROW))}
-
-
-def _read(sources: Sequence[CellSource], place: np.ndarray, side: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """Windows [n, C, S, S] float32, NaN beyond the image, and the outlines of the cells as lines of (x, y)."""
-    from skimage.measure import find_contours
-
-    windows = np.zeros((len(place), len(sources[0].channels), side, side), dtype=np.float32)
-    outlines: list[list[np.ndarray]] = [[] for _ in place]
-    for i, source in enumerate(sources):
-        mine = np.flatnonzero(place[:, 0] == i)
-        if not len(mine):
-            continue
-        part = source.subset(place[mine, 1])
-        order = [source.channels.index(c) for c in sources[0].channels]
-        for block in CellPatches(part, side, edge="constant"):
-            windows[mine[block.rows]] = block.windows[:, order]
-        height, width = part.shape[1:]
-        for at, instance, (y, x) in zip(mine, part.instance_ids, window_origin(part.centers, side), strict=True):
-            y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + side, height), min(x + side, width)
-            beyond = np.ones((side, side), dtype=bool)
-            beyond[y0 - y : y1 - y, x0 - x : x1 - x] = False
-            windows[at][:, beyond] = np.nan
-            if part.labels is None:
-                continue
-            mask = np.zeros((side + 2, side + 2), dtype=bool)  # a rim of background closes the line
-            mask[y0 - y + 1 : y1 - y + 1, x0 - x + 1 : x1 - x + 1] = part.labels.read(y0, y1, x0, x1) == instance
-            outlines[at] = [np.clip(line[:, ::-1] - 0.5, 0, side) for line in find_contours(mask.astype(float), 0.5)]
-    return windows, outlines
-
-
-def _blend(windows: np.ndarray, colors: Mapping[str, str], limits: Mapping[str, tuple[float, float]]) -> np.ndarray:
-    """[n, S, S, 3] in 0…1."""
-    unknown = sorted(set(limits) - set(colors))
-    if unknown:
-        msg = f"`limits` names {unknown}, which are not among the markers shown: {list(colors)}."
-        raise KeyError(msg)
-    image = np.zeros((*windows[:, 0].shape, 3), dtype=np.float32)
-    for c, (name, color) in enumerate(colors.items()):
-        pixels = windows[:, c]
-        low, high = limits.get(name, (float(np.nanquantile(pixels, 0.01)), float(np.nanquantile(pixels, 0.997))))
-        if high <= low:  # sparse counts
-            high = max(float(np.nanmax(pixels)), low + 1)
-        image += np.clip((pixels - low) / (high - low), 0, 1)[..., None] * np.asarray(to_rgb(color), dtype=np.float32)
-    return np.where(np.isnan(image), BEYOND, np.clip(image, 0, 1))
-
-
-def _scale_bar(ax: Axes, sources: Sequence[CellSource], side: int, canvas: tuple[int, ...]) -> None:
-    """Below the last row, as wide as about half a patch."""
-    sizes = {s.pixel_size for s in sources}
-    size = sizes.pop() if len(sizes) == 1 else None
-    length = nice_length(0.6 * side * (size or 1.0))
-    width = length / (size or 1.0)
-    y = canvas[0] + 0.1 * side
-    ax.plot([canvas[1] - width, canvas[1]], [y, y], color="black", linewidth=2, solid_capstyle="butt", clip_on=False)
-    text = f"{length:g} " + ("px" if size is None else "\N{MICRO SIGN}m")
-    ax.text(canvas[1] - width - 0.08 * side, y, text, ha="right", va="center", fontsize=7)
-    ax.set(xlim=(0, canvas[1]), ylim=(canvas[0] + 0.25 * side, 0))

@@ -20,6 +20,7 @@ from cytonym.tl._encoding import (
     check_cells,
     check_model,
     encode_cells,
+    fitted_to,
     marker_table,
     trained_model,
     window_side,
@@ -63,7 +64,8 @@ def embed_cells(
     """Embed each cell from the raw pixels around its centre, with the share of each marker.
 
     A name of a method trains on this data first, then embeds; the cost is logged before it starts. A model, or the
-    folder of a checkpoint, embeds only: markers are matched by name, markers that the images lack are neutral.
+    folder of a checkpoint, embeds only: markers are matched by name, markers that the images lack are neutral. A model
+    that serves any panel (CLEAR-IT) takes all channels of the images instead, also those it has never seen.
 
     Parameters
     ----------
@@ -96,12 +98,13 @@ def embed_cells(
     `obsm["nextmarker_attributions"]` : DataFrame [cells, markers]
         One number a marker, zero for a silent one; see `get.markers`. Markers that the images lack have no column.
     `obsm["nextmarker_features"]` : f4 [cells, C * K]
-        The K features of the first marker, then those of the second, …
+        The K features of the first marker, then those of the second, … Not written by CLEAR-IT, whose embedding itself has
+        one block a marker.
     `obsm["spatial"]` : f8 [cells, 2]
         Centres (x, y) in the coordinate system.
     `uns["nextmarker"]` : dict
-        `params`, `model` (class, version, hash of the weights, markers, window, pixel size), `features` (layout) and
-        `normalization`, a DataFrame of marker, center and slope.
+        `params`, `model` (class, version, hash of the weights, markers, window, pixel size), `features` or `embedding`
+        (layout of what has a block a marker) and `normalization`, a DataFrame of marker, center and slope.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def embed_cells(
         if steps is not None or batch_size is not None:
             msg = "`steps` and `batch_size` are about training, but a trained model only embeds. Give a method's name to train."
             raise ValueError(msg)
-        encoder = trained_model(model)
+        encoder = fitted_to(sources, trained_model(model))
         missing = check_model(sources, encoder, window_side(sources, size_px, size_um))
         if missing:
             logger.warning("Markers of the model that the images lack, neutral in the result: %s.", missing)
@@ -149,8 +152,9 @@ def embed_cells(
         f"{name}_attributions": marker_table(
             table, by_row(rows, [r["attributions"] for r in found]), encoder.markers, missing
         ),
-        f"{name}_features": by_row(rows, [r["features"] for r in found]),
     }
+    if found[0]["features"].shape[1]:
+        obsm[f"{name}_features"] = by_row(rows, [r["features"] for r in found])
     params = {"channels": list(sources[0].channels), "images": [s.image_key for s in sources], "seed": seed}
     uns = {name: describe(encoder, missing) | {"params": params}}
     result = rows.write(obsm=obsm, uns=uns, inplace=inplace)
@@ -159,10 +163,10 @@ def embed_cells(
 
 def _names_method(model: str | Path | CellEncoder) -> bool:
     """Whether to train. A folder that happens to be called like a method must be given as a path, `./nextmarker`."""
-    if not isinstance(model, str) or model in registry.available().index:
+    if not isinstance(model, str) or model in registry.names("encoder"):
         return isinstance(model, str)
     if not Path(model).exists() and "/" not in model:
-        msg = f"{model!r} is neither a method nor a folder. Methods: {sorted(registry.available().index)}."
+        msg = f"{model!r} is neither a method nor a folder. Methods: {sorted(registry.names('encoder'))}."
         raise KeyError(msg)
     return False
 
@@ -181,13 +185,8 @@ def describe(encoder: CellEncoder, missing: Sequence[str] = ()) -> dict[str, Any
     if missing:
         model["missing_markers"] = list(missing)
     described: dict[str, Any] = {"model": model}
-    per_marker = getattr(encoder.config, "features_per_marker", None)
-    if per_marker:
-        described["features"] = {
-            "layout": "marker-major",
-            "per_marker": int(per_marker),
-            "markers": list(encoder.markers),
-        }
+    for block, per_marker in encoder.blocks.items():
+        described[block] = {"layout": "marker-major", "per_marker": per_marker, "markers": list(encoder.markers)}
     curves = encoder.normalization()
     if curves:
         described["normalization"] = pd.DataFrame({"marker": list(encoder.markers), **curves})

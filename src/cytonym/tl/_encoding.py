@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cytonym.data.checks import resolve_size
+from cytonym.data.loader import match_channels
 from cytonym.data.patches import Block, CellPatches
+from cytonym.data.statistics import channel_statistics
 from cytonym.learning.predict import predict, predict_distributed
 from cytonym.models import load, registry
 from cytonym.models.base import CellEncoder
@@ -93,10 +95,14 @@ def trained_model(model: str | Path | CellEncoder) -> CellEncoder:
     if isinstance(model, CellEncoder):
         return model
     if isinstance(model, (str, Path)):
-        if not Path(model).exists() and str(model) in registry.available().index:
+        if not Path(model).exists() and str(model) in registry.names("encoder"):
             msg = f"{str(model)!r} names a method, not a trained model: give a model or the folder of a checkpoint."
             raise ValueError(msg)
-        return load(model)
+        found = load(model)
+        if not isinstance(found, CellEncoder):
+            msg = f"'{model}' holds a {found.name}, which names cells; an encoder is needed here. `tl.classify_cells` uses it."
+            raise ValueError(msg)
+        return found
     msg = f"`model` must be a model or the folder of a checkpoint, got {type(model).__name__}."
     raise TypeError(msg)
 
@@ -118,6 +124,19 @@ def check_pixel_size(sources: Sequence[CellSource], model: CellEncoder) -> None:
                 f"{source.pixel_size:.3g}: cells appear at another size than the model knows. Rescale the image."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
+
+
+def fitted_to(sources: Sequence[CellSource], model: CellEncoder) -> CellEncoder:
+    """An encoder that serves any panel, with the channels of these images for markers; others as they are."""
+    if not model.any_panel:
+        return model
+    matched = match_channels(sources)
+    markers = matched[0].channels
+    if set(markers) <= set(model.markers):
+        quantiles = np.zeros(len(markers))
+    else:
+        quantiles = channel_statistics(matched, quantile=0.9, binning=model.binning)["quantile"]
+    return model.for_panel(markers, quantiles)
 
 
 def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:

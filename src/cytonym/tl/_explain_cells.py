@@ -12,7 +12,7 @@ from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.models.base import CellEncoder, Encoding
 from cytonym.tl._embed_cells import describe
-from cytonym.tl._encoding import by_row, check_cells, check_model, encode_cells, marker_table, trained_model
+from cytonym.tl._encoding import by_row, check_cells, check_model, encode_cells, fitted_to, marker_table, trained_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +110,7 @@ def explain_cells(
         table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=channels,
     )  # fmt: skip
     check_cells(sources)
+    encoder = fitted_to(sources, encoder)
     missing = check_model(sources, encoder, None)
     rows = open_table(sdata, sources, table_key)
     found = encode_cells(sources, Explainer(encoder, method), device=device, client=client)

@@ -15,7 +15,7 @@ from cytonym._shared import KEYS, RNG, document, seed_of
 from cytonym.data.loader import TrainingWindows
 from cytonym.data.source import resolve
 from cytonym.data.statistics import channel_statistics
-from cytonym.learning.views import ViewConfig
+from cytonym.learning.views import Views
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
 from cytonym.tl._encoding import check_cells, check_pixel_size, check_size, check_window, common_pixel_size, window_side
@@ -49,7 +49,8 @@ def fit_encoder(
     size_um: float | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
-    views: int | ViewConfig | None = None,
+    views: int | Views | None = None,
+    recipe: Recipe | None = None,
     rng: int | np.random.Generator | None = 0,
     device: str = "auto",
     checkpoint_dir: str | Path | None = None,
@@ -76,8 +77,11 @@ def fit_encoder(
     steps, batch_size
         Length of the training and cells in a step. Default: the method's recipe.
     views
-        Number of views of each cell, or a `learning.views.ViewConfig` that says all about them, its lengths in binned pixels.
-        Default: the recipe's.
+        Number of views of each cell, or a `learning.views.ViewConfig` (CLEAR-IT: `learning.simclr_views.SimCLRViews`) that says
+        all about them, its lengths in binned pixels. Default: the recipe's.
+    recipe
+        All about the training, such as `models.PAPER_RECIPE` or `models.CLEARIT_TNBC1`; `steps`, `batch_size` and `views` go
+        before it. Default: the method's own, which is made for minutes on a CPU.
     {rng}
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
@@ -123,7 +127,7 @@ def fit_encoder(
     ]  # fmt: skip
     return train(
         sources, model, n_cells=check_cells(sources), size_px=size_px, size_um=size_um, steps=steps,
-        batch_size=batch_size, views=views, seed=seed_of(rng), device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
+        batch_size=batch_size, views=views, recipe=recipe, seed=seed_of(rng), device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
     )  # fmt: skip
 
 
@@ -138,7 +142,8 @@ def train(
     batch_size: int | None,
     seed: int,
     device: str,
-    views: int | ViewConfig | None = None,
+    views: int | Views | None = None,
+    recipe: Recipe | None = None,
     checkpoint_dir: str | Path | None = None,
     trainer_kwargs: dict[str, Any] | None = None,
 ) -> CellEncoder:
@@ -155,7 +160,7 @@ def train(
         check_pixel_size(sources, model)
     else:
         config = _with_window(cls, config, side, pixel_size, given=not isinstance(model, str))
-    recipe = _recipe(model if isinstance(model, CellEncoder) else cls, config.window_px, steps, batch_size, views)
+    recipe = _recipe(recipe or cls.recipe, config.window_px, steps, batch_size, views)
     binning = getattr(config, "binning", 1)
     check_window(sources, config.window_px * binning)
 
@@ -215,17 +220,20 @@ def _with_window(
 
 def _method(model: str | CellEncoder | Any) -> tuple[type[CellEncoder], Any]:
     """Class and config of a name, a config or a model."""
-    if isinstance(model, str):
+    if isinstance(model, str) and model in registry.names("encoder"):
         cls = registry.get(model)
         return cls, cls.Config()
     if isinstance(model, CellEncoder):
         return type(model), model.config
     if is_dataclass(model) and not isinstance(model, type):
-        for name in registry.available().index:
-            cls = registry.get(str(name))
+        for name in registry.names("encoder"):
+            cls = registry.get(name)
             if cls.Config is type(model):
                 return cls, model
-    names = sorted(registry.available().index)
+    names = sorted(registry.names("encoder"))
+    if isinstance(model, str):
+        msg = f"No encoder {model!r}. Available: {names}."
+        raise KeyError(msg)
     msg = f"`model` must be one of {names}, the config of a method or a CellEncoder, got {type(model).__name__}."
     raise TypeError(msg)
 
@@ -235,6 +243,8 @@ def _network(
 ) -> CellEncoder:
     if not isinstance(model, CellEncoder):
         return cls.from_statistics(markers, quantiles, config, seed=seed)
+    if model.any_panel:
+        return model.for_panel(markers, quantiles)
     if set(model.markers) != set(markers):
         only_model, only_data = sorted(set(model.markers) - set(markers)), sorted(set(markers) - set(model.markers))
         msg = (
@@ -248,22 +258,19 @@ def _network(
 
 
 def _recipe(
-    model: CellEncoder | type[CellEncoder],
-    window_px: int,
-    steps: int | None,
-    batch_size: int | None,
-    views: int | ViewConfig | None,
+    recipe: Recipe, window_px: int, steps: int | None, batch_size: int | None, views: int | Views | None
 ) -> Recipe:
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 2)):
         if value is not None and value < least:
             msg = f"`{name}` must be at least {least}, got {value}."
             raise ValueError(msg)
-    recipe = replace(
-        model.recipe,
-        steps=model.recipe.steps if steps is None else int(steps),
-        batch_size=model.recipe.batch_size if batch_size is None else int(batch_size),
-    )
-    if isinstance(views, ViewConfig):
+    if steps is not None:
+        recipe = replace(recipe, steps=int(steps))
+    if batch_size is not None:
+        share = batch_size / recipe.batch_size if recipe.optimizer == "lars" else 1.0  # CLEAR-IT: 0.3 N / 256
+        rates = {name: getattr(recipe, name) * share for name in ("learning_rate", "final_rate")}
+        recipe = replace(recipe, batch_size=int(batch_size), **rates)
+    if isinstance(views, Views):
         if max(views.window_px) != window_px:
             msg = f"The views are of {max(views.window_px)} px, the model's windows of {window_px} px (binned, where it bins)."
             logger.warning(msg)
@@ -273,7 +280,7 @@ def _recipe(
         chosen = replace(chosen, window_px=(window_px,))
     if views is not None:
         if isinstance(views, bool) or not isinstance(views, (int, np.integer)):
-            msg = f"`views` must be the number of views or a ViewConfig, got {type(views).__name__}."
+            msg = f"`views` must be the number of views or a ViewConfig or SimCLRViews, got {type(views).__name__}."
             raise TypeError(msg)
         if views < 2 or views % len(chosen.window_px):
             msg = f"`views` must be at least 2 and a multiple of the {len(chosen.window_px)} window sizes, got {views}."

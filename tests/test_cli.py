@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +22,6 @@ from cytonym.cli import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from typer.testing import Result
 
@@ -99,7 +102,7 @@ def test_train_replaces_only_by_force(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "panel"
     out.mkdir()
     assert fails("train", store, "--out", out, *SHORT) == (
-        f"error: {out} exists already. Choose another folder, or replace it with --force."
+        f"error: {out} exists already. Choose another name, or replace it with --force."
     )
     assert not list(out.iterdir())
 
@@ -122,7 +125,7 @@ def test_train_goes_on_after_an_interrupt(store: Path, tmp_path: Path, monkeypat
         (["--without", "gold"], "error: No channel 'gold'. Available: ['DNA', 'CD45',"),
         (["--labels", "mask"], "error: No labels element 'mask' in `sdata.labels`. Available: ['cells']."),
         (["--image", "other"], "error: No image 'other'"),
-        (["--model", "resnet"], "error: No method 'resnet'"),
+        (["--model", "resnet"], "error: No encoder 'resnet'"),
         (["--size-px", "65"], "error: A window of 65 px is larger than image 'image' of 64 x 64 px"),
         (["--size-px", "9", "--size-um", "9"], "error: "),
         (["--device", "abacus"], "error: Unknown device 'abacus'"),
@@ -177,6 +180,210 @@ def test_embed_says_what_is_wrong(store: Path, model: Path, tmp_path: Path) -> N
     assert str(tmp_path / "gone") in fails("embed", store, "--model", tmp_path / "gone")
     assert "does not exist" in fails("embed", tmp_path / "gone.zarr", "--model", model)
     assert "No channel 'CD99'" in fails("embed", store, "--model", model, "--channel", "CD99")
+
+
+# ------------------------------------------------------------------------------------------------------------- classify
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three stores of one patient each, a third of their cells labelled, without intensities."""
+    folder = tmp_path_factory.mktemp("patients")
+    for i in range(3):
+        sdata = cy.datasets.tissue_phantom(n_cells=90, size_px=96, rng=i)
+        obs = sdata["table"].obs
+        known = obs["cell_type"].isin(["B", "tumour"])
+        obs["label"] = obs["cell_type"].where(known & (np.arange(len(obs)) % 3 == 0)).cat.remove_unused_categories()
+        obs["patient"], obs["test"] = f"patient {i}", i == 2
+        sdata.write(folder / f"{i}.zarr")
+    return [folder / f"{i}.zarr" for i in range(3)]
+
+
+def copies(stores: list[Path], folder: Path) -> list[Path]:
+    return [Path(shutil.copytree(store, folder / store.name)) for store in stores]
+
+
+def test_classify_saves_names_and_says_how_good(patients: list[Path], tmp_path: Path) -> None:
+    [store] = copies(patients[:1], tmp_path)
+    result = call("classify", store, "--labels", "label", "--key-added", "kind")
+    assert result.exit_code == 0, result.output
+    assert "no intensities yet, the cells are measured" in result.stderr
+    line = re.fullmatch(
+        rf"{store}: 90 of 90 cells named; on (\d+) labelled cells held out: macro-F1 (0\.\d\d|1\.00), "
+        r"calibration error 0\.\d\d",
+        result.stdout.strip(),
+    )
+    assert line, result.stdout
+    table = sd.read_zarr(store)["table"]
+    assert set(table.obs["kind"].cat.categories) == {"B", "tumour"}
+    validation = table.uns["kind"]["validation"]
+    assert (int(line[1]), line[2]) == (validation["n_cells"], f"{validation['macro_f1']:.2f}")
+
+    sdata = sd.read_zarr(patients[0])
+    cy.pp.measure_cells(sdata)
+    cy.tl.classify_cells(sdata["table"], "label", key_added="kind")
+    np.testing.assert_array_equal(table.obs["kind_confidence"], sdata["table"].obs["kind_confidence"])
+
+
+def test_classify_many_stores_by_one_classifier(patients: list[Path], tmp_path: Path) -> None:
+    stores, out = copies(patients, tmp_path), tmp_path / "new" / "classifier"
+    options = ["--labels", "label", "--groups", "patient", "--test", "test", "--out", out]
+    result = call("classify", *stores, *options)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.strip().splitlines()
+    assert [line.split(": ")[0] for line in lines] == list(map(str, stores))
+    assert all("labelled cells of 'test': macro-F1" in line for line in lines)
+    assert sorted(p.name for p in out.parent.iterdir()) == ["classifier"]
+
+    tables = [sd.read_zarr(store)["table"] for store in stores]
+    told = cy.models.load(out).provenance
+    assert told["groups"] == "patient"
+    assert told["n_labelled"] == sum(int(t.obs["label"].notna().sum()) for t in tables[:2])  # not those of the test
+    assert [t.uns["phenotype"]["test"]["n_cells"] for t in tables] == [int(tables[2].obs["label"].notna().sum())] * 3
+    assert len({t.uns["phenotype"]["model"]["weights_sha256"] for t in tables}) == 1
+    assert all(t.obs["phenotype"].notna().all() for t in tables)
+
+    assert fails("classify", *stores, *options) == (
+        f"error: {out} exists already. Choose another name, or replace it with --force."
+    )
+    [new] = copies(patients[:1], tmp_path / "again")
+    result = call("classify", new, "--model", out)
+    assert result.exit_code == 0, result.output
+    named = sd.read_zarr(new)["table"]
+    np.testing.assert_array_equal(named.obs["phenotype"], tables[0].obs["phenotype"])
+    assert "labelled cells held out: macro-F1" in result.stdout  # those of the training
+
+
+def test_classify_takes_images_for_patients_and_stores_without_labels(patients: list[Path], tmp_path: Path) -> None:
+    stores = copies(patients, tmp_path)
+    sdata = sd.read_zarr(stores[2])
+    del sdata["table"].obs["label"]
+    cy.io.save_table(sdata)
+    result = call("classify", *stores, "--labels", "label")
+    assert result.exit_code == 0, result.output
+    assert "Images stand for patients" in result.stderr  # though all are called alike
+    named = sd.read_zarr(stores[2])["table"]
+    assert named.obs["phenotype"].notna().all()
+    assert named.uns["phenotype"]["model"]["groups"] == "store and image"
+
+
+def test_classify_by_embeddings_of_one_encoder(patients: list[Path], tmp_path: Path) -> None:
+    stores = copies(patients[:2], tmp_path)
+    encoders = [tmp_path / "first", tmp_path / "second"]
+    for seed, path in enumerate(encoders):
+        sdata = sd.read_zarr(stores[0])
+        cy.models.save(cy.tl.fit_encoder(sdata, steps=1, batch_size=16, device="cpu", rng=seed), path)
+    labels = ["--labels", "label"]
+    call("embed", stores[0], "--model", encoders[0], "--device", "cpu")
+    assert fails("classify", *stores, *labels) == (
+        f"error: No embedding 'X_nextmarker' in ['{stores[1]}']. `cytonym embed {stores[1]} --model ENCODER` writes it."
+    )
+    call("embed", stores[1], "--model", encoders[1], "--device", "cpu")
+    assert "was made by different encoders" in fails("classify", *stores, *labels)
+    call("embed", stores[1], "--model", encoders[0], "--device", "cpu")
+    sdata = sd.read_zarr(stores[1])
+    made = sdata["table"].uns["nextmarker"]["model"]
+    made["markers"] = made["markers"][::-1]  # as after an encoder of any panel on channels in another order
+    cy.io.save_table(sdata)
+    assert "or another order of them" in fails("classify", *stores, *labels)
+    call("embed", stores[1], "--model", encoders[0], "--device", "cpu")
+    result = call("classify", *stores, *labels, "--rep", "X_nextmarker", "--method", "linear")
+    assert result.exit_code == 0, result.output
+    saved = sd.read_zarr(stores[1])["table"]
+    assert list(saved.uns["phenotype"]["model"]["use_rep"]) == ["X_nextmarker"]
+    assert not saved.n_vars  # intensities were not asked for
+
+
+def test_classify_from_and_to_qupath(patients: list[Path], tmp_path: Path) -> None:
+    [store] = copies(patients[:1], tmp_path)
+    sdata = sd.read_zarr(store)
+    labels, named = tmp_path / "labels.geojson", tmp_path / "named.geojson"
+    known = sdata["table"].obs["label"].dropna()
+    cy.io.write_geojson(sdata, labels, classes="label")
+    sdata["table"].obs = sdata["table"].obs.drop(columns="label")
+    cy.io.save_table(sdata)
+    options = ["--from-geojson", labels, "--to-geojson", named]
+    result = call("classify", store, *options)
+    assert result.exit_code == 0, result.output
+    table = sd.read_zarr(store)["table"]
+    assert table.obs["label"].dropna().astype(str).to_dict() == known.astype(str).to_dict()
+    features = json.loads(named.read_text())["features"]
+    assert len(features) == 90
+    assert all({"confidence", "p: tumour"} <= set(f["properties"]["measurements"]) for f in features)
+    assert fails("classify", store, *options).startswith(f"error: {named} exists already.")
+
+    # What comes back unchanged is no label.
+    result = call("classify", store, "--from-geojson", named, "--only-changed", "--to-geojson", named, "--force")
+    assert result.exit_code == 0, result.output
+    assert int(sd.read_zarr(store)["table"].obs["label"].notna().sum()) == len(known)
+
+
+def test_classify_on_pixels(patients: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any, dict[str, Any]]] = []
+    trained = cy.models.CellSighter(["a", "b", "c"], cy.models.CellSighterConfig(classes=("B", "tumour")))
+
+    def fit(data: Any, label_key: str, model: str, **given: Any) -> Any:
+        calls.append(("fit", data, {"label_key": label_key, "model": model, **given}))
+        return trained
+
+    def name(data: Any, label_key: Any, model: Any, **given: Any) -> None:
+        calls.append(("name", data, {"label_key": label_key, "model": model, **given}))
+        data["table"].obs["phenotype"], data["table"].uns["phenotype"] = "tumour", {"classes": ["tumour"]}
+
+    monkeypatch.setattr(cy.tl, "fit_classifier", fit)
+    monkeypatch.setattr(cy.tl, "classify_cells", name)
+    stores = copies(patients[:2], tmp_path)
+    options = ["--labels", "label", "--method", "cellsighter"]
+    result = call("classify", stores[0], *options, "--mask", "cells", "--channel", "CD3,CD8", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "no labelled cells were held out to judge by" in result.stdout
+    for _, data, given in calls:
+        assert isinstance(data, sd.SpatialData)
+        assert given["labels_key"] == "cells"
+        assert given["channels"] == ["CD3", "CD8"]
+        assert given["device"] == "cpu"
+        assert not data["table"].n_vars  # nothing was measured
+    assert [kind for kind, *_ in calls] == ["fit", "name"]
+    assert calls[0][2]["model"] == "cellsighter"
+    assert calls[1][2]["model"] is trained
+    line = fails("classify", *stores, *options)
+    assert line.startswith("error: 'cellsighter' learns from one store, or is tested on one, but 2 have labels: ")
+    assert line.endswith("Train on one with --out, and name the cells of the others with --model.")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--labels must name the column with the known classes; or give a trained classifier with --model."),
+        (["--labels", "type"], "No column 'type' with labels in table 'table'. Available: {"),
+        (["--labels", "label", "--groups", "donor"], "No column 'donor' in the table of "),
+        (["--labels", "label", "--test", "fold"], "No column 'fold' in the table of "),
+        (["--labels", "label", "--method", "forest"], "No classifier 'forest'. Available: ['logistic', "),
+        (["--labels", "label", "--rep", "X_clearit"], "No embedding 'X_clearit' in ["),
+        (["--labels", "label", "--rep", "volume"], "No numbers under 'volume'. Available: "),
+        (["--labels", "label", "--table", "cells"], "No column 'label' with labels in table 'cells'. Available: {}."),
+        (["--labels", "phenotype"], "--key-added phenotype would replace the labels. Give the results another name."),
+        (["--labels", "label", "--mask", "nuclei"], "No labels element 'nuclei' in `sdata.labels`. "),
+        (
+            ["--from-geojson", "a", "--from-geojson", "b"],
+            "--from-geojson was given 2 times for 1 stores: once for each,",
+        ),
+        (["--from-geojson", "a.geojson"], "No file "),
+        (["--model", "m", "--method", "maps"], "--model only names cells: leave --method, --out and --rep out, or"),
+        (["--model", "m", "--test", "test"], "--labels must name the column with the known classes; or give"),
+    ],
+)
+def test_classify_says_what_is_wrong(
+    patients: list[Path], tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fails("classify", patients[0], *options).startswith(f"error: {message}")
+    assert not sd.read_zarr(patients[0])["table"].n_vars  # what was measured on the way is not saved
+
+
+def test_classify_wants_a_classifier(patients: list[Path], model: Path) -> None:
+    line = fails("classify", patients[0], "--model", model)
+    assert line == (
+        f"error: {model} holds an encoder (nextmarker), which names no cells. `--method {model}` fine-tunes it on labels."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- demo
@@ -239,6 +446,7 @@ def test_help_has_examples_and_exit_codes() -> None:
         (["demo"], "cytonym demo --out demo --steps 1000"),
         (["train"], "cytonym train tumour.zarr --out panel"),
         (["embed"], "cytonym embed tumour.zarr --model panel"),
+        (["classify"], "cytonym classify tumour.zarr --labels label --groups patient"),
         ([], "130 interrupted"),
     ):
         result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*command, "--help"])

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import sys
-import tempfile
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from cytonym._terminal import errors, listen, open_store, unused, writable
 
 app = typer.Typer(
     name="cytonym",
@@ -26,9 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# Raised on purpose, with a message for people. Anything else is a fault of ours and keeps its traceback.
-FOR_PEOPLE = (ValueError, KeyError, TypeError, OSError, FloatingPointError)
 
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE...", help="SpatialData stores (.zarr).")]
 Image = Annotated[
@@ -78,7 +68,7 @@ def main(
 ) -> None:
     """What each cell is, marker by marker: interpretable phenotypes from raw multiplexed tissue images."""
     context.obj = {"traceback": traceback}
-    _listen(quiet=quiet)
+    listen(quiet=quiet)
 
 
 @app.command(
@@ -138,8 +128,8 @@ def demo(
     Writes a one-page report with figures (`report.html`), the data with all results as a SpatialData store
     (`tissue.zarr`), the trained model (`model`) and the numbers (`summary.json`). Takes a few minutes.
     """
-    with _errors(context):
-        _writable(out)
+    with errors(context):
+        writable(out)
         import cytonym as cy
         from cytonym import _demo
         from cytonym._report import write_report
@@ -191,14 +181,11 @@ def train(
 
     After an interrupt the same command goes on where it stopped.
     """
-    with _errors(context):
-        if out.exists() and not force:
-            msg = f"{out} exists already. Choose another folder, or replace it with --force."
-            raise FileExistsError(msg)
-        _writable(out.parent)
+    with errors(context):
+        unused(out, force=force)
         import cytonym as cy
 
-        samples = [_open(store) for store in stores]
+        samples = [open_store(store) for store in stores]
         unfinished = out.with_name(out.name + ".unfinished")
         encoder = cy.tl.fit_encoder(
             samples, model, **_keys(image, labels, shapes, points), table_key=table,
@@ -234,12 +221,12 @@ def embed(
 
     Only the table changes on disk, in one step: an interrupt leaves the old one.
     """
-    with _errors(context):
+    with errors(context):
         import cytonym as cy
 
         encoder = cy.models.load(model)
         for store in stores:
-            sdata = _open(store)
+            sdata = open_store(store)
             cy.tl.embed_cells(
                 sdata, encoder, **_keys(image, labels, shapes, points), table_key=table,
                 coordinate_system=coordinate_system, scale=scale, channels=_channels([sdata], image, channel), key_added=key_added, device=device,
@@ -248,16 +235,103 @@ def embed(
             typer.echo(f"{store}: {sdata[table].n_obs:,} cells, table {table!r} saved")
 
 
-def _open(store: Path) -> Any:
-    import spatialdata as sd
+@app.command(
+    epilog="Examples:\n\n`cytonym classify tumour.zarr --labels label --groups patient`\n\n"
+    "`cytonym classify patient_*.zarr --labels label --out panel_classifier`\n\n"
+    "`cytonym classify new.zarr --model panel_classifier`\n\n"
+    "`cytonym classify tumour.zarr --from-geojson labels.geojson --to-geojson predicted.geojson`",
+)
+def classify(
+    context: typer.Context,
+    stores: Stores,
+    *,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of the table with the class of each labelled cell, empty for all others. (Label *images* are named by "
+            "`--mask`.) With --from-geojson the column that the file is read into, by default `label`.",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Column with the patient of each cell; none is in two folds. Default: the image."
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="True or False: labelled cells to keep out of training and to score on."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="logistic (default), linear, mlp4 or maps on the numbers of the table; cellsighter, or the folder of a trained "
+            "encoder to fine-tune, on the pixels of one store.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Folder of a trained classifier. Nothing is trained then.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="CHECKPOINT", help="Folder to save the classifier in.")] = None,
+    rep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Numbers to classify by: a key of `obsm`, `X`, or a numeric column; repeat for several. Default: mean "
+            "intensities, area and the one embedding.",
+        ),
+    ] = None,
+    key_added: Annotated[str, typer.Option(metavar="NAME", help="Name of the results.")] = "phenotype",
+    from_geojson: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Labels from QuPath; once for each store, in their order."),
+    ] = None,
+    only_changed: Annotated[
+        bool,
+        typer.Option(
+            "--only-changed",
+            help="Of --from-geojson take only what was corrected or added, so that predictions do not turn into labels.",
+        ),
+    ] = False,
+    to_geojson: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Write the named cells for QuPath; once for each store, in their order."),
+    ] = None,
+    image: Image = None,
+    mask: Annotated[
+        list[str] | None, typer.Option("--mask", metavar="NAME", help="Label image that outlines the cells.")
+    ] = None,
+    shapes: Shapes = None,
+    points: Points = None,
+    table: Table = "table",
+    coordinate_system: System = "global",
+    scale: Scale = None,
+    channel: Channel = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a classifier and GeoJSON files that are already there.")
+    ] = False,
+) -> None:
+    """Name every cell from a few that are labelled, and save the tables.
 
-    from cytonym._demo import is_store
+    The labelled cells of all stores train one classifier, which then names the cells of each store. Cells without
+    intensities are measured on the way; `cytonym embed` first adds an embedding. Scores are those on labelled cells that the
+    classifier was not trained on. Only the tables change on disk, when all cells are named.
+    """
+    with errors(context):
+        from cytonym._classify import Job
 
-    if not is_store(store):
-        what = "is no SpatialData store" if store.exists() else "does not exist"
-        msg = f"{store} {what}. `cytonym.io.read_tiffs(...).write({str(store)!r})` makes one from images."
-        raise FileNotFoundError(msg)
-    return sd.read_zarr(store)
+        job = Job(
+            stores=stores, labels=labels, groups=groups, test=test, method=method, model=model, out=out, rep=rep, key_added=key_added,
+            from_geojson=from_geojson, only_changed=only_changed, to_geojson=to_geojson, table_key=table,
+            where=_keys(image, mask, shapes, points) | {"coordinate_system": coordinate_system, "scale": scale},
+            channels=lambda samples: _channels(samples, image, channel), seed=seed, device=device, force=force,
+        )  # fmt: skip
+        for line in job.run():
+            typer.echo(line)
 
 
 def _channels(
@@ -276,60 +350,7 @@ def _channels(
     )
 
 
-def _writable(folder: Path) -> None:
-    """Make a folder and see that it takes files, before hours of work go into what cannot be saved."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        msg = f"Cannot write into {folder}: {error.strerror or error}. Choose another folder with --out."
-        raise OSError(msg) from error
-
-
 def _keys(image: Any, labels: Any, shapes: Any, points: Any) -> dict[str, Any]:
     """An option that was given once is a name, several times a list, never is None."""
     given = {"image_key": image, "labels_key": labels, "shapes_key": shapes, "points_key": points}
     return {key: (names[0] if len(names) == 1 else names) if names else None for key, names in given.items()}
-
-
-@contextmanager
-def _errors(context: typer.Context) -> Iterator[None]:
-    """One line instead of a traceback, and the exit code."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        typer.echo(str(interrupt) or "interrupted", err=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:  # the reader of our output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except FOR_PEOPLE as error:
-        if (context.obj or {}).get("traceback"):
-            raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        typer.echo(f"error: {' '.join(text.split()) or type(error).__name__}", err=True)
-        raise typer.Exit(1) from None
-
-
-def _listen(*, quiet: bool) -> None:
-    """Our log and warnings to standard error, one line each; those of other packages stay out of sight."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("cytonym")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.ERROR if quiet else logging.INFO)
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", module=r"cytonym(\.|$)")
-    warnings.showwarning = lambda message, *_args, **_kwargs: log.warning("warning: %s", message)
-    for name in (
-        "ome_zarr",
-        "squidpy",
-        "spatialdata",
-        "spatialdata._logging",
-        "lightning",
-        "lightning.pytorch",
-        "lightning.fabric",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ["PYTHONWARNINGS"] = "ignore"  # of worker processes

@@ -4,8 +4,8 @@
     python benchmarks/run.py --full             # the settings of docs/benchmarks.md
     python benchmarks/run.py patches embed      # some of them
 
-Those on real fields look in `--data`, in `$CYTONYM_DATA` or in `../shared/data` beside the checkout, and are left out where
-that has no such field.
+Those on real fields look in `--data`, in `$CYTONYM_DATA` or in `../shared/data` beside the checkout, those on numbers of the
+published programs in `$CYTONYM_PARITY` or `../shared/parity`; they are left out where there is no such folder.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("CYTONYM_DATA", HERE.parents[1] / "shared" / "data"))
+PARITY = Path(os.environ.get("CYTONYM_PARITY", HERE.parents[1] / "shared" / "parity"))
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,19 @@ BENCHMARKS = (
         fields=("mif_lymphoma_fihc4", "mibi_tb_granuloma", "mibi_breast_fov8"),
     ),
     Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
+    Benchmark("parity", quick="--fixtures {parity}", full="--fixtures {parity}", fields=("parity",)),
+    Benchmark(
+        "few_labels",
+        quick="--train {codex_lymphoid_crop} --draws 2 --no-clearit --fractions 0.05 0.25 --only default maps mean_lr mean_rf intensity",
+        full="--train {codex_lymphoid_crop} --draws 5",
+        fields=("codex_lymphoid_crop",),
+    ),
+    *(
+        Benchmark("few_labels", quick=None, full=f"--train {{{field}}} --draws 5", fields=(field,))
+        for field in ("mibi_lymphnode", "imc_pancreas", "mif_lymphoma_fihc4")
+    ),
+    Benchmark("few_labels", quick=None, full="--phantom --draws 5"),
+    Benchmark("clearit_speed", quick="--windows 128 --repeats 2"),
 )
 
 
@@ -65,13 +79,19 @@ def missing(benchmark: Benchmark, arguments: str, data: Path) -> str:
     """Why a benchmark cannot run here; empty where it can."""
     if not (HERE / f"{benchmark.script}.py").exists():
         return "no such script"
-    lacking = [f for f in benchmark.fields if f"{{{f}}}" in arguments and not (data / f / "dev").is_dir()]
-    return f"{', '.join(lacking)} not found in {data}: give --data or set CYTONYM_DATA" if lacking else ""
+    lacking = [f for f in benchmark.fields if f"{{{f}}}" in arguments and not folder(f, data).is_dir()]
+    where = f"{PARITY}: set CYTONYM_PARITY" if lacking == ["parity"] else f"{data}: give --data or set CYTONYM_DATA"
+    return f"{', '.join(lacking)} not found in {where}" if lacking else ""
+
+
+def folder(field: str, data: Path) -> Path:
+    """Where a field is, or the numbers of the published programs."""
+    return PARITY if field == "parity" else data / field / "dev"
 
 
 def run(benchmark: Benchmark, arguments: str, data: Path) -> dict[str, Any] | None:
     """Run a script, showing what it prints; its JSON line, or None where it failed."""
-    folders = {field: str(data / field / "dev") for field in benchmark.fields}
+    folders = {field: str(folder(field, data)) for field in benchmark.fields}
     words = [word.format(**folders) for word in arguments.split()]
     call = [sys.executable, str(HERE / f"{benchmark.script}.py"), *words, "--json"]
     last = ""

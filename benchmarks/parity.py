@@ -1,0 +1,290 @@
+"""Do our re-implementations give the numbers of the published programs?
+
+    python benchmarks/parity.py --fixtures DIR [--only clearit,maps] --json
+
+Every folder below DIR that holds `inputs.npz` and `outputs.npz` and whose name begins with one of `--only` is checked. The
+numbers were made by the published programs with weights drawn from the names of their tensors, by the rule of `filled` below;
+the folder's README (or that of DIR) tells its salt and the factors of single tensors. Each quantity has the tolerance that the
+fixtures state. Ends with {"agree": whether all are within it, "checked": number of quantities, "max_error": largest error of each}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import cytonym as cy
+from cytonym.data.patches import CellPatches
+from cytonym.learning.lars import LARS
+from cytonym.learning.losses import ntxent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Arrays = dict[str, np.ndarray]
+Check = tuple[str, float, float]
+"""Name, error, tolerance."""
+
+
+class Fixture:
+    """A folder of inputs, outputs and weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.inputs, self.outputs = (_arrays(folder / f"{what}.npz") for what in ("inputs", "outputs"))
+        keys = folder / "keys.json"
+        self.keys: dict[str, Any] = json.loads(keys.read_text()) if keys.is_file() else {}
+        told = [p.read_text() for p in (folder / "README.md", folder.parent / "README.md") if p.is_file()]
+        self.salt = next((m.group(1) for text in told for m in [re.search(r"salt:?\s*`?'([^']*)'", text)] if m), "")
+        self.gains: dict[str, float] = {}
+        for found in re.findall(r"\{\"[^{}]*\": *[\d.]+[^{}]*\}", told[0] if told else ""):
+            self.gains |= json.loads(found)
+
+    def weights(self, shapes: dict[str, Any], *, gains: bool = True) -> dict[str, torch.Tensor]:
+        """The state dict of `keys.json` with its numbers."""
+        factors = self.gains if gains else {}
+        return {key: filled(key, spec["shape"], self.salt, factors.get(key, 1.0)) for key, spec in shapes.items()}
+
+
+def filled(key: str, shape: list[int], salt: str, gain: float) -> torch.Tensor:
+    """A tensor drawn from its name (rule of the fixtures)."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32((key + salt).encode())))
+    if key.endswith("running_mean"):
+        values = 0.1 * rng.standard_normal(shape)
+    elif key.endswith("running_var"):
+        values = 0.5 + rng.random(shape)
+    elif len(shape) >= 2:
+        values = gain * rng.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
+    elif key.endswith("bias"):
+        values = gain * 0.1 * rng.standard_normal(shape)
+    else:
+        values = 1 + 0.1 * rng.standard_normal(shape)
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+# ------------------------------------------------------------------------------------------------------------- CLEAR-IT
+def clearit_encoder(fixture: Fixture) -> Iterator[Check]:
+    """Encoder with 3 and 1 input channels, with and without the last layer, projector, concatenation, heads."""
+    x, y = fixture.inputs, fixture.outputs
+    x3, x5 = torch.from_numpy(x["x3"]), torch.from_numpy(x["x5"])
+    for name in [key for key in fixture.keys if key.startswith("encoder_")]:
+        tag = name.removeprefix("encoder_")
+        weights = fixture.weights(fixture.keys[name])
+        encoder = _published(cy.models.ClearIT, weights, [str(i) for i in range(x5.shape[1])], scale=1.0)
+        with torch.inference_mode():
+            features = encoder.main_backbone(x3)
+            yield f"feat3_{tag}", _error(features, y[f"feat3_{tag}"]), 1e-4
+            yield f"proj3_{tag}", _error(encoder.project(features), y[f"proj3_{tag}"]), 1e-4
+            yield f"feat1_{tag}", _error(encoder.describe(x3[:, :1]), y[f"feat1_{tag}"]), 1e-4
+            stem = "main_backbone.conv1.weight"
+            grey = _published(cy.models.ClearIT, weights | {stem: weights[stem].sum(dim=1, keepdim=True)})
+            yield f"feat1_{tag}, one channel", _error(grey.describe(x3[:, :1]), y[f"feat1_{tag}"]), 1e-4
+            bare = {k: v for k, v in weights.items() if not k.startswith(("main_backbone.fc.", "mlp."))}
+            yield (
+                f"pooled3_{tag}",
+                _error(_published(cy.models.ClearIT, bare).main_backbone(x3), y[f"pooled3_{tag}"]),
+                1e-4,
+            )
+            embedding = encoder.encode(x5).embedding
+            yield f"concat_{tag}", _error(embedding, y[f"concat_{tag}"]), 1e-4
+            for kind in ("linear", "mlp"):
+                shapes = fixture.keys.get(f"head_{kind}_{tag}")
+                if shapes is None:
+                    continue
+                drawn = fixture.weights(shapes, gains=False)
+                for label, state in ((kind, drawn), (f"{kind}, old keys", _without_prefix(drawn))):
+                    head = _published(cy.models.CellClassifier, state)
+                    logits = head(embedding)
+                    yield f"logits_{label}_{tag}", _error(logits, y[f"logits_{kind}_{tag}"]), 1e-4
+                    yield f"sigmoid_{label}_{tag}", _error(head.probabilities(logits), y[f"sigmoid_{kind}_{tag}"]), 1e-4
+
+
+def clearit_loss(fixture: Fixture) -> Iterator[Check]:
+    """NT-Xent with its gradient, and steps of LARS."""
+    x, y = fixture.inputs, fixture.outputs
+    for name in [key for key in y if key.startswith("loss_N")]:
+        n, tau = (match := re.fullmatch(r"loss_N(\d+)_tau([\d.]+)", name)) and match.groups() or ("", "")
+        z = torch.from_numpy(x[f"z_N{n}"]).requires_grad_()
+        loss = 2 * ntxent([z[0::2], z[1::2]], float(tau))
+        loss.backward()
+        expected = float(y[name])
+        yield name, abs(float(loss.detach()) - expected) / max(1.0, abs(expected)), 1e-5
+        yield f"grad_N{n}_tau{tau}", _error(z.grad, y[f"grad_N{n}_tau{tau}"]), 1e-5
+    for prefix in [key.removesuffix("_w0") for key in x if key.endswith("_w0")]:
+        weight, bias = (torch.nn.Parameter(torch.from_numpy(x[f"{prefix}_{name}0"].copy())) for name in "wb")
+        optimizer = LARS([weight, bias], lr=0.3)
+        steps = len([key for key in y if key.startswith(f"{prefix}_loss")])
+        for i in range(1, steps + 1):
+            loss = ((torch.from_numpy(x["lars_x"]) @ weight.T + bias - torch.from_numpy(x["lars_y"])) ** 2).mean()
+            yield f"{prefix}_loss{i}", abs(float(loss.detach()) - float(y[f"{prefix}_loss{i}"])), 1e-6
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield f"{prefix}_w{i}", _error(weight, y[f"{prefix}_w{i}"]), 1e-6
+            yield f"{prefix}_b{i}", _error(bias, y[f"{prefix}_b{i}"]), 1e-6
+
+
+def clearit_misc(fixture: Fixture) -> Iterator[Check]:
+    """Thresholds, confidences, PR-AUC, ranking of images, windows."""
+    x, y = fixture.inputs, fixture.outputs
+    scores = torch.from_numpy(x["thr_logits"]).sigmoid().numpy()
+    yield "thresholds", _error(cy.metrics.best_f1_thresholds(x["thr_targets"], scores), y["thresholds"]), 1e-6
+
+    targets, sigmoid, thresholds = x["conf_target"], x["conf_sigmoid"], x["conf_thresholds"]
+    differ = float((cy.metrics.outcomes(targets, sigmoid, thresholds) != y["conf_outcome"]).sum())
+    yield "conf_outcome", differ, 0.0
+    yield "conf_absolute", _error(cy.metrics.margin(sigmoid, thresholds), y["conf_absolute"]), 1e-6
+    yield "conf_true", _error(cy.metrics.true_label_confidence(sigmoid, thresholds), y["conf_true"]), 1e-6
+    yield "conf_scaled", _error(cy.metrics.call_confidence(sigmoid, thresholds), y["conf_scaled"]), 1e-6
+
+    for name in [key for key in y if re.fullmatch(r"ap_chunks\d+", key)]:
+        pieces = int(name.removeprefix("ap_chunks"))
+        found = cy.metrics.pr_auc(x["mom_target"], x["mom_sigmoid"], pieces=pieces)
+        yield name, _error(found.by_piece, y[name]), 1e-9
+        yield f"mom_chunks{pieces}", _error(found.mean_of_medians, y[f"mom_chunks{pieces}"]), 1e-9
+        yield f"pooled_median_chunks{pieces}", _error(found.pooled_median, y[f"pooled_median_chunks{pieces}"]), 1e-9
+    whole = cy.metrics.pr_auc(x["mom_target"], x["mom_sigmoid"], pieces=1)
+    yield "mom_whole", _error(whole.mean_of_medians, y["mom_whole"]), 1e-9
+    yield from _ranking(x, y)
+    yield "windows", _error(_windows(x["win_image"], x["win_xy"], y["windows"].shape[-1]), y["windows"]), 1e-7
+
+
+def _ranking(x: Arrays, y: Arrays) -> Iterator[Check]:
+    stems = [str(name).rsplit(".", 1)[0] for name in y["rank_image_names"]]
+    columns = [int(re.findall(r"\d+", str(name))[0]) - 1 for name in y["rank_columns"]]
+    everything = [i for i, name in enumerate(y["rank_columns"]) if "100.0" in str(name)]
+    names = [f"channel {i}" for i in range(len(x[f"rank_img_{stems[0]}"]))]
+    samples = [cy.io.from_arrays(x[f"rank_img_{stem}"], channels=names, name=stem) for stem in stems]
+    wanted = [names[c] for c in columns]
+    background = wanted[everything[0]]
+    arguments: dict[str, Any] = {"markers": [w for w in wanted if w != background], "background": background}
+    by_image = cy.pp.rank_images(samples, **arguments)
+    keys = {str(key): key for key in by_image.index}
+    found = by_image.loc[[next(key for text, key in keys.items() if stem in text) for stem in stems]]
+    yield "rank_image_stats", _relative(found[[f"std_{w}" for w in wanted]].to_numpy(), y["rank_image_stats"]), 1e-4
+    patients = cy.pp.rank_images(samples, groups=_patient, **arguments).loc[[str(p) for p in y["rank_patients"]]]
+    medians = patients[[f"std_{w}" for w in wanted]].to_numpy()
+    yield "rank_patient_median", _relative(medians, y["rank_patient_median"]), 1e-4
+    yield "rank_ranks", _error(patients[[f"rank_{w}" for w in wanted]].to_numpy(), y["rank_ranks"]), 0.0
+    yield "rank_Normalized_Score_std", _error(patients["score"].to_numpy(), y["rank_Normalized_Score_std"]), 1e-6
+    yield "rank_Rank_desc", _error(patients["rank"].to_numpy(), y["rank_Rank_desc"]), 0.0
+
+
+def _patient(image: str) -> str:
+    found = re.match(r"(P[^_]*)_ROI", image)
+    return found.group(1) if found else image
+
+
+def _windows(image: np.ndarray, xy: np.ndarray, side: int) -> np.ndarray:
+    source: Any = SimpleNamespace(pixels=image, channel_index=np.arange(len(image)), centers=xy[:, ::-1] + 0.5)
+    out = np.empty((len(xy), len(image), side, side), dtype=np.float32)
+    for block in CellPatches(source, side):
+        out[block.rows] = block.windows.astype(np.float32) / 255
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------- MAPS
+def maps_mlp(fixture: Fixture) -> Iterator[Check]:
+    """The network in float64, with inputs divided by 255 as published and without."""
+    x, y = fixture.inputs, fixture.outputs
+    shapes = fixture.keys
+    weights = {k: v.double() for k, v in fixture.weights(shapes).items()}
+    n_out, n_in = shapes["classifier.weight"]["shape"][0], shapes["fc.0.weight"]["shape"][1]
+    for tag, divisor in (("", 255.0), ("_no255", 1.0)):
+        config = cy.models.MAPSConfig(tuple(map(str, range(n_out))), divisor=divisor)
+        model = cy.models.MAPS([str(i) for i in range(n_in)], config).double().eval()
+        model.load_state_dict(weights, strict=False)
+        model.set_scaling(np.zeros(n_in), x["mean"], x["std"])
+        with torch.inference_mode():
+            values = torch.from_numpy(x["x"])
+            if divisor != 1:
+                yield "features_div255", _error(model.standardize(values) / divisor, y["features_div255"]), 1e-9
+            logits = model(values)
+            yield f"logits{tag}", _error(logits, y[f"logits{tag}"]), 1e-9
+            yield f"probs{tag}", _error(model.probabilities(logits), y[f"probs{tag}"]), 1e-9
+    yield "train_mean", _error(x["x"].mean(axis=0), y["train_mean"]), 1e-9
+    yield "train_std", _error(x["x"].std(axis=0), y["train_std"]), 1e-9
+
+
+CHECKS: dict[str, Callable[[Fixture], Iterator[Check]]] = {
+    check.__name__: check for check in (clearit_encoder, clearit_loss, clearit_misc, maps_mlp)
+}
+
+
+def check_all(folder: Path, only: list[str] | None = None) -> dict[str, Any]:
+    """Every fixture below a folder: whether all agree, how many quantities, the largest error of each."""
+    found = sorted(path.parent for path in folder.rglob("outputs.npz"))
+    errors: dict[str, float] = {}
+    apart: list[str] = []
+    for path in found:
+        kind = next((name for name in CHECKS if path.name.startswith(name)), None)
+        if kind is None or (only and not any(path.name.startswith(o) for o in only)):
+            continue
+        where = str(path.relative_to(folder))
+        for name, error, tolerance in CHECKS[kind](Fixture(path)):
+            errors[f"{where}/{name}"] = error
+            if not error <= tolerance:
+                apart.append(f"{where}/{name}: {error:.3g}, at most {tolerance:g}")
+    return {"agree": bool(errors) and not apart, "checked": len(errors), "max_error": errors, "apart": apart}
+
+
+def _arrays(path: Path) -> Arrays:
+    with np.load(path) as found:
+        return dict(found)
+
+
+def _published(cls: Any, weights: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+    """A model by way of a published file."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(weights, f"{folder}/weights.pt")
+        return cls.from_published(f"{folder}/weights.pt", *args, **kwargs)
+
+
+def _without_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("head."): value for key, value in weights.items()}
+
+
+def _error(found: Any, expected: Any) -> float:
+    """Largest absolute difference; infinite where shapes differ or a number is missing."""
+    found = found.detach().numpy() if isinstance(found, torch.Tensor) else np.asarray(found, dtype=np.float64)
+    expected = np.asarray(expected, dtype=np.float64)
+    if found.shape != expected.shape:
+        return math.inf
+    worst = np.abs(found - expected).max(initial=0.0)
+    return float(worst) if np.isfinite(worst) else math.inf
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return _error(found / np.where(expected == 0, 1, expected), expected / np.where(expected == 0, 1, expected))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fixtures", type=Path, required=True)
+    parser.add_argument("--only", type=lambda text: text.split(","), help="beginnings of folder names, a,b")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    options = parser.parse_args()
+    result = check_all(options.fixtures, options.only)
+    for name, error in result["max_error"].items():
+        print(f"{name:60} {error:.2e}")
+    print("\n".join(["", *result["apart"]]) or "", "all agree" if result["agree"] else "NOT ALL AGREE")
+    if options.json:
+        print(json.dumps({key: result[key] for key in ("agree", "checked", "max_error")}))
+    return 0 if result["agree"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

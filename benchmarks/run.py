@@ -72,6 +72,14 @@ BENCHMARKS = (
     ),
     Benchmark("few_labels", quick=None, full="--phantom --draws 5"),
     Benchmark("clearit_speed", quick="--windows 128 --repeats 2"),
+    Benchmark(
+        "suggest",
+        quick="--train {codex_lymphoid_crop} --seeds 2",
+        full="--train {codex_lymphoid_crop}",
+        fields=("codex_lymphoid_crop",),
+    ),
+    Benchmark("suggest", quick=None, full="--train {mibi_lymphnode}", fields=("mibi_lymphnode",)),
+    Benchmark("suggest", quick=None, full="--phantom"),
 )
 
 

@@ -16,7 +16,7 @@ from cytonym._shared import RNG, document, seed_of
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
 from cytonym.tl._heads import BALANCES, SCHEDULES, fit_head
-from cytonym.tl._numbers import gather
+from cytonym.tl._numbers import gather, maps_keys
 from cytonym.tl._targets import Targets, read_groups, read_targets
 from cytonym.tl._windows import fit_on_windows
 
@@ -69,7 +69,8 @@ def fit_classifier(
         `"logistic"`
             Logistic regression with an L2 penalty, judged by five folds. The best of these with few labels.
         `"linear"`
-            CLEAR-IT's linear head: dropout 0.3, Adam, 50 epochs, that of the lowest validation loss.
+            CLEAR-IT's linear head: dropout 0.3, Adam with 1e-4, 50 epochs, that of the lowest validation loss. Made for embeddings
+            of thousands of cells: with few cells or few numbers it hardly leaves its start, see `schedule`.
         `"mlp4"`
             CLEAR-IT's MLP4: four hidden layers of 512.
         `"maps"`
@@ -156,7 +157,7 @@ def fit_classifier(
             msg = f"{sorted(keys)} are about images, but {model!r} learns from the numbers of a table."
             raise TypeError(msg)
         if use_rep is None and model == "maps":
-            use_rep = ["mean_intensity" if "mean_intensity" in table.obsm else "X"] + ["area"] * ("area" in table.obs)
+            use_rep = maps_keys(table)
         numbers = gather(table, use_rep)
         known = np.intersect1d(targets.known, np.flatnonzero(numbers.complete))
         if len(known) < len(targets.known):

@@ -15,7 +15,7 @@ from cytonym.learning.balance import folds
 from cytonym.learning.engine import progress_bar
 from cytonym.tl._fit_classifier import check_apart, held_out
 from cytonym.tl._heads import BALANCES, HELD_OUT, SCHEDULES, fit_head, keep_every_class, scores
-from cytonym.tl._numbers import gather
+from cytonym.tl._numbers import gather, maps_keys
 from cytonym.tl._targets import Targets, read_groups, read_targets
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def label_budget(
     seed = seed_of(rng)
     targets = read_targets(adata, label_key, multilabel=multilabel)
     if use_rep is None and model == "maps":
-        use_rep = ["mean_intensity" if "mean_intensity" in adata.obsm else "X"] + ["area"] * ("area" in adata.obs)
+        use_rep = maps_keys(adata)
     numbers = gather(adata, use_rep)
     rows = np.intersect1d(targets.known, np.flatnonzero(numbers.complete))
     rows = rows[np.argsort(adata.obs_names.to_numpy(dtype=str)[rows], kind="stable")]  # whatever the order of the table

@@ -184,6 +184,11 @@ def default_keys(adata: AnnData) -> list[str]:
     return keys
 
 
+def maps_keys(adata: AnnData) -> list[str]:
+    """What MAPS learns from: mean intensities and, where it is there, the area."""
+    return ["mean_intensity" if "mean_intensity" in adata.obsm else "X"] + ["area"] * ("area" in adata.obs)
+
+
 def maker(adata: AnnData, key: str) -> str:
     """What made an embedding: a hash of the encoder's weights and its markers, empty where the table does not say."""
     entry = adata.uns.get(key.removeprefix("X_")) if key.startswith("X_") else None

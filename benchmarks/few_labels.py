@@ -345,11 +345,32 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say what to train and to test on."""
     parser.add_argument("--train", type=Path)
     parser.add_argument("--test", type=Path, help="default: the two halves of the training fields in turn")
     parser.add_argument("--phantom", action="store_true", help="six synthetic patients instead of a folder")
+
+
+def check_fields(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.phantom == bool(options.train):
+        parser.error("give --train FOLDER or --phantom")
+
+
+def sides(options: argparse.Namespace) -> tuple[str, list[tuple[Side, Side]]]:
+    """Name of the set, and its pairs of something to train on and something to test on."""
+    if options.phantom:
+        return "phantom", [phantom()]
+    name = options.train.resolve().parent.name
+    if options.test:
+        return name, [(side(read(options.train)), side(read(options.test)))]
+    upper, lower = halves(read(options.train))
+    return name, [(side(a), side(b)) for a, b in ((upper, lower), (lower, upper))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_fields(parser)
     parser.add_argument("--draws", type=int, default=5, help="of each budget (default 5)")
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="default: all")
@@ -363,18 +384,11 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="write every single score to this CSV file")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
-    if options.phantom == bool(options.train):
-        parser.error("give --train FOLDER or --phantom")
+    check_fields(parser, options)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(max(1, torch.get_num_threads()))
 
-    if options.phantom:
-        name, folds = "phantom", [phantom()]
-    elif options.test:
-        name, folds = options.train.resolve().parent.name, [(side(read(options.train)), side(read(options.test)))]
-    else:
-        name, (upper, lower) = options.train.resolve().parent.name, halves(read(options.train))
-        folds = [(side(a), side(b)) for a, b in ((upper, lower), (lower, upper))]
+    name, folds = sides(options)
     rows = pd.DataFrame([r for i, (train, test) in enumerate(folds) for r in run(train, test, options, i)])
     if options.rows:
         rows.to_csv(options.rows, index=False)

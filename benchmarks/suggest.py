@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from few_labels import embed, halves, join, phantom, read, score, side
+from few_labels import add_fields, check_fields, embed, join, score, sides
 
 import cytonym as cy
 
@@ -53,26 +52,17 @@ def campaign(train: Any, test: Any, strategy: str, options: argparse.Namespace, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path)
-    parser.add_argument("--test", type=Path, help="default: the two halves of the training fields in turn")
-    parser.add_argument("--phantom", action="store_true", help="six synthetic patients instead of a folder")
+    add_fields(parser)
     parser.add_argument("--cells", type=int, default=40, help="labels of a round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of NeXtMarker's training; default: the method's recipe")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
-    if options.phantom == bool(options.train):
-        parser.error("give --train FOLDER or --phantom")
+    check_fields(parser, options)
     warnings.filterwarnings("ignore")
 
-    if options.phantom:
-        name, folds = "phantom", [phantom()]
-    elif options.test:
-        name, folds = options.train.resolve().parent.name, [(side(read(options.train)), side(read(options.test)))]
-    else:
-        name, (upper, lower) = options.train.resolve().parent.name, halves(read(options.train))
-        folds = [(side(a), side(b)) for a, b in ((upper, lower), (lower, upper))]
+    name, folds = sides(options)
     options.no_clearit, options.clearit_steps = True, None
     scores: dict[str, list[list[float]]] = {strategy: [] for strategy in STRATEGIES}
     for train, test in folds:

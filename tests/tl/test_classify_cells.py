@@ -356,7 +356,7 @@ def test_wrong_arguments(arguments, error, text):
 def test_what_to_train_on_must_be_said():
     with pytest.raises(ValueError, match="`label_key` must name the column"):
         cy.tl.classify_cells(cells())
-    with pytest.raises(ValueError, match="would write over the labels"):
+    with pytest.raises(ValueError, match="would write over `obs"):
         cy.tl.classify_cells(cells(), "label", key_added="label")
     with pytest.raises(KeyError, match="No column 'lable'"):
         cy.tl.classify_cells(cells(), "lable")
@@ -415,3 +415,161 @@ def test_cellsighter_needs_masks(field):
     bare["table"].obs["label"] = table.obs["label"].to_numpy()[pd.Index(table.obs["instance_id"]).get_indexer(names)]
     with pytest.raises(ValueError, match="Masks are needed, but the cells of .* are named by shapes"):
         cy.tl.fit_classifier(bare, "label", "cellsighter", size_px=16)
+
+
+# ----------------------------------------------------------------------------------------- what must not happen unnoticed
+def test_networks_hold_out_whole_patients(monkeypatch):
+    """Also where a class lives in one patient only, whose cells must then all be learned from."""
+    from cytonym.tl import _heads
+
+    adata = cells(300, labelled=1.0)
+    only = adata.obs["patient"] == "p2"
+    adata.obs["label"] = adata.obs["label"].cat.add_categories("rare")
+    adata.obs.loc[adata.obs_names[only][:9], "label"] = "rare"
+    seen = {}
+    supervise = _heads.supervise
+
+    def spy(*args, **kwargs):
+        seen.update(kwargs)
+        return supervise(*args, **kwargs)
+
+    monkeypatch.setattr(_heads, "supervise", spy)
+    for seed in range(4):
+        cy.tl.fit_classifier(adata, "label", "linear", schedule=QUICK, groups="patient", rng=seed)
+        patients = adata.obs["patient"].to_numpy()
+        assert not set(patients[seen["train"]]) & set(patients[seen["validate"]])
+        assert "p2" in set(patients[seen["train"]])
+        assert len(seen["validate"])
+
+
+def test_no_score_on_cells_or_patients_learned_from():
+    adata = cells(400, labelled=1.0)
+    adata.obs["held"] = adata.obs["patient"] == "p3"
+    model = cy.tl.fit_classifier(adata, "label", groups="patient", test="held")
+    cy.tl.classify_cells(adata, "label", model, test="held", groups="patient")
+    assert adata.uns["phenotype"]["test"]["n_cells"] == adata.obs["held"].sum()
+    adata.obs["learned"] = ~adata.obs["held"]
+    with pytest.raises(ValueError, match="has learned from .* of the .* test cells"):
+        cy.tl.classify_cells(adata, "label", model, test="learned", groups="patient")
+    other = cells(200, seed=9, labelled=1.0)  # other cells under the same names, of the same patients
+    other.obs["held"] = True
+    with pytest.raises(
+        ValueError, match=r"has learned from 3 of the patients of the test cells, such as \['p0', 'p1', 'p2'\]"
+    ):
+        cy.tl.classify_cells(other, "label", model, test="held", groups="patient")
+    cy.tl.classify_cells(other, "label", model, test="held")
+
+
+def test_a_folder_called_like_a_method_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = cells(seed=4)
+    other.obs["label"] = other.obs["label"].cat.rename_categories({"T": "x"})
+    cy.models.save(cy.tl.fit_classifier(other, "label"), "logistic")
+    adata = cells()
+    cy.tl.classify_cells(adata, "label")
+    assert list(adata.uns["phenotype"]["classes"]) == ["B", "M", "T"]
+
+
+def test_blanks_are_no_labels():
+    adata = cells()
+    adata.obs["label"] = adata.obs["label"].astype(object).where(adata.obs["label"].notna(), " ")
+    cy.tl.classify_cells(adata, "label")
+    assert list(adata.uns["phenotype"]["classes"]) == ["B", "M", "T"]
+    assert len(cy.tl.suggest_cells(adata, 5)) == 5
+
+
+def test_markers_in_brackets_are_markers():
+    adata = cells(embedding=False)
+    renamed = adata.copy()
+    renamed.var_names = ["CD3[UCHT1]", "CD20[L26]", "CD68[KP1]"]
+    for table in (adata, renamed):
+        cy.tl.classify_cells(table, "label", use_rep="X")
+    np.testing.assert_array_equal(adata.obsm["phenotype_proba"], renamed.obsm["phenotype_proba"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"key_added": "patient", "groups": "patient"}, ValueError, "would write over `obs\\['patient'\\]`"),
+        ({"schedule": QUICK}, ValueError, "'logistic' is solved at once"),
+        ({"chanels": ["CD3"]}, TypeError, "Unknown arguments \\['chanels'\\]"),
+    ],
+)
+def test_arguments_are_not_swallowed(arguments, error, text):
+    with pytest.raises(error, match=text):
+        cy.tl.classify_cells(cells(), "label", **arguments)
+
+
+def test_a_trained_classifier_takes_no_keys_of_images_and_no_training():
+    model = cy.tl.fit_classifier(cells(), "label")
+    with pytest.raises(TypeError, match="are about images, but this classifier takes the numbers"):
+        cy.tl.classify_cells(cells(), model=model, channels=["CD3"])
+    with pytest.raises(ValueError, match="only names cells: leave them out"):
+        cy.tl.classify_cells(cells(), model=model, size_px=9)
+
+
+def test_backed_tables(tmp_path):
+    from scipy import sparse
+
+    adata = cells()
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    assert cy.tl.fit_classifier(backed, "label").provenance["n_labelled"] == adata.obs["label"].notna().sum()
+    backed.file.close()
+
+
+# ------------------------------------------------------------------------------------------------- unusual images, pixels
+def two_images(dtypes=("u1", "f4"), scale=(1, 1)):
+    both = cy.datasets.tissue_phantom(n_cells=60, n_samples=2, size_px=80, rng=0)
+    pictures = {}
+    for (name, element), dtype, factor in zip(both.images.items(), dtypes, scale, strict=True):
+        pictures[name] = (element.astype("f4") * factor).clip(0, 255 if dtype == "u1" else None).astype(dtype)
+    for name, element in pictures.items():
+        both.images[name] = element
+    return both
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_images_of_different_types_are_both_seen(monkeypatch):
+    from cytonym.tl import _windows
+
+    sdata = two_images(scale=(1, 10))
+    encoder = cy.tl.fit_encoder(sdata, steps=3, batch_size=16)
+    kept = []
+    monkeypatch.setattr(_windows, "_start_head", lambda model, windows, *rest: kept.append(windows))
+    cy.tl.fit_classifier(sdata, "cell_type", encoder, schedule=Schedule(epochs=1))
+    assert kept[0].dtype == np.float32
+    assert kept[0].max() > 300
+
+
+def test_only_cells_in_the_images_asked_for_count():
+    sdata = cy.datasets.tissue_phantom(n_cells=60, n_samples=2, size_px=80, rng=0)
+    encoder = cy.tl.fit_encoder(sdata, steps=3, batch_size=16)
+    first = {"image_key": "sample1_image", "labels_key": "sample1_cells"}
+    model = cy.tl.fit_classifier(sdata, "cell_type", encoder, schedule=Schedule(epochs=1), **first)
+    assert model.provenance["n_labelled"] <= 60
+    assert model.provenance["groups"] == ""
+    assert model.provenance["validation"]["n_cells"] > 0
+
+
+def test_cellsighter_refuses_images_that_lack_its_markers(field):
+    schedule = Schedule(epochs=1, batch_size=32, learning_rate=1e-3)
+    cy.tl.classify_cells(field, "label", "cellsighter", schedule=schedule, size_px=16, members=2, key_added="seen")
+    model = cy.tl.fit_classifier(field, "label", "cellsighter", schedule=schedule, size_px=16)
+    with pytest.raises(ValueError, match="The images lack .* of the markers that the classifier was trained on"):
+        cy.tl.classify_cells(field, model=model, channels=["DNA"])
+
+
+def test_an_encoder_of_another_panel_is_not_trained_further(field):
+    model = cy.models.NeXtMarker.from_statistics(["DNA", "CD999"], [9.0, 9.0])
+    with pytest.raises(ValueError, match=r"its panel must be that of the images, which lack \['CD999'\]"):
+        cy.tl.fit_classifier(field, "label", model)
+
+
+def test_a_training_of_another_encoder_is_not_gone_on_with(field, tmp_path):
+    schedule = Schedule(epochs=1, batch_size=32)
+    encoders = [cy.tl.fit_encoder(field, steps=2, batch_size=16, rng=seed) for seed in (0, 1)]
+    cy.tl.fit_classifier(field, "label", encoders[0], schedule=schedule, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="it began from other weights or data"):
+        cy.tl.fit_classifier(field, "label", encoders[1], schedule=schedule, checkpoint_dir=tmp_path)

@@ -231,3 +231,11 @@ def test_errors():
     single.obs["patient"] = "p" + single.obs["type"].astype(str)  # each patient has one class
     with pytest.raises(ValueError, match="Too few labelled cells|No set of 2 patients"):
         cy.tl.label_budget(single, "type", groups="patient", unit="groups", fractions=[0.5])
+
+
+@pytest.mark.filterwarnings("ignore:Classes with a single")
+def test_test_cells_of_a_class_that_nobody_can_learn():
+    adata = table(60)
+    adata.obs["kept"] = (adata.obs["type"] == "x").to_numpy()
+    with pytest.raises(ValueError, match="and 0 of the latter of classes that can be learned"):
+        cy.tl.label_budget(adata, "type", test="kept")

@@ -28,19 +28,24 @@ DIGESTS = {
 """What is compared by its hash, and what to say where it differs."""
 
 
-def describe_training(model: CellEncoder, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What must be equal for a training to be the same one. Taken before the first step."""
+def weights_digest(model: Any) -> str:
+    """Hash of all weights and buffers of a module, with their names."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_training(model: CellEncoder, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What must be equal for a training to be the same one. Taken before the first step."""
     described = {
         "method": model.name,
         "markers": list(model.markers),
         "config": model.config_dict(),
         "recipe": asdict(recipe),
         "seed": int(seed),
-        "initial weights": digest.hexdigest(),
+        "initial weights": weights_digest(model),
     }
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""The training loop with labels: epochs over a few thousand cells, the epoch of the lowest validation loss wins.
+"""The training loop with labels: epochs over a few thousand cells, of which the best on cells held out wins.
 
 A plain loop, because an epoch of most heads takes less time than a trainer needs to start. Everything drawn in epoch k follows
 from the seed and k, so an interrupted training that goes on from its state file ends at the same weights.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cytonym.learning.engine import choose_device, progress_bar
 from cytonym.learning.interrupt import DeferredInterrupt
-from cytonym.learning.state import read_state, write_state
+from cytonym.learning.state import read_state, weights_digest, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -293,6 +293,7 @@ def _describe(
         "recipe": asdict(schedule),
         "seed": int(seed),
         "labelled cells": digest.hexdigest(),
+        "initial weights": weights_digest(model),
     }
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]
 

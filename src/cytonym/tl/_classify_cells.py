@@ -17,7 +17,15 @@ from cytonym.data.names import with_storable_columns
 from cytonym.models import load
 from cytonym.models.checkpoint import weights_sha256
 from cytonym.models.classifier import CellClassifier, Labeller
-from cytonym.tl._fit_classifier import check_apart, fit_classifier, held_out, table_of
+from cytonym.tl._fit_classifier import (
+    cell_marks,
+    check_apart,
+    check_keys,
+    fit_classifier,
+    held_out,
+    known_methods,
+    table_of,
+)
 from cytonym.tl._heads import scores
 from cytonym.tl._numbers import gather_for
 from cytonym.tl._targets import read_targets
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from cytonym.learning.supervise import Schedule
     from cytonym.models.base import CellEncoder
 
 logger = logging.getLogger("cytonym")
@@ -45,7 +54,10 @@ def classify_cells(
     test: str | None = None,
     multilabel: bool = False,
     balance: Literal["weights", "undersample", "none"] = "weights",
-    schedule: Any = None,
+    schedule: Schedule | None = None,
+    size_px: int | None = None,
+    members: int = 1,
+    checkpoint_dir: str | Path | None = None,
     thresholds: Sequence[float] | None = None,
     table_key: str = "table",
     rng: int | np.random.Generator | None = 0,
@@ -68,11 +80,11 @@ def classify_cells(
         against it where it is given together with `test`, and needs none otherwise.
     model
         Name of a method, an encoder to fine-tune, a trained classifier, or the folder of one; see `fit_classifier`.
-    use_rep, groups, multilabel, balance, schedule
+    use_rep, groups, multilabel, balance, schedule, size_px, members, checkpoint_dir
         See `fit_classifier`; for training only.
     test
         Boolean column of `obs`: labelled cells that are kept out of training and scored. Refused where a patient of
-        `groups` has cells on both sides.
+        `groups` has cells on both sides, and where a trained classifier has learned from one of the cells, or of the patients.
     thresholds
         Of each class, 0 to 1, in place of those that maximise F1 on cells held out; with several labels only.
     table_key
@@ -122,9 +134,12 @@ def classify_cells(
     >>> bool((adata.obs["phenotype"] == adata.obs["cell_type"]).mean() > 0.8)
     True
     """
-    if key_added == label_key:
-        msg = f"`key_added={key_added!r}` would write over the labels in `obs[{label_key!r}]`. Choose another name."
+    if key_added in (label_key, groups, test):
+        msg = (
+            f"`key_added={key_added!r}` would write over `obs[{key_added!r}]`, which is read here. Choose another name."
+        )
         raise ValueError(msg)
+    check_keys(keys)
     trained = _trained(model)
     if trained is None:
         if label_key is None:
@@ -133,12 +148,16 @@ def classify_cells(
         assert not isinstance(model, Labeller)
         trained = fit_classifier(
             data, label_key, model, use_rep=use_rep, groups=groups, test=test, multilabel=multilabel, balance=balance,
-            schedule=schedule, table_key=table_key, rng=rng, device=device, **keys,
+            schedule=schedule, size_px=size_px, members=members, checkpoint_dir=checkpoint_dir, table_key=table_key, rng=rng,
+            device=device, **keys,
         )  # fmt: skip
-    elif use_rep is not None or schedule is not None:
-        msg = "`use_rep` and `schedule` are about training, but a trained classifier only names cells: leave them out."
+    elif any(value is not None for value in (use_rep, schedule, size_px, checkpoint_dir)):
+        msg = "`use_rep`, `schedule` and the like are about training, but a trained classifier only names cells: leave them out."
         raise ValueError(msg)
     on_pixels = not isinstance(trained, CellClassifier)
+    if keys and not on_pixels:
+        msg = f"{sorted(keys)} are about images, but this classifier takes the numbers of a table."
+        raise TypeError(msg)
     table = table_of(data, table_key, pixels=on_pixels)
     given = thresholds is not None
     if thresholds is not None:
@@ -169,6 +188,8 @@ def classify_cells(
 def _trained(model: Any) -> Labeller | None:
     if isinstance(model, Labeller):
         return model
+    if isinstance(model, str) and model in known_methods():
+        return None
     if isinstance(model, (str, Path)) and (Path(model) / "config.json").is_file():
         found = load(model)
         return found if isinstance(found, Labeller) else None
@@ -229,6 +250,7 @@ def _scored(
         msg = f"Labels of classes that the classifier does not know: {sorted(here & set(unknown))}. It knows {list(model.classes)}."
         raise ValueError(msg)
     check_apart(table, targets.known[~kept_out[targets.known]], rows, groups)
+    _check_unseen(table, model, rows, groups)
     order = [targets.classes.index(c) if c in targets.classes else -1 for c in model.classes]
     if multilabel:
         values = np.stack([targets.values[:, i] if i >= 0 else np.zeros(len(logits), int) for i in order], axis=1)
@@ -237,6 +259,23 @@ def _scored(
         values = np.array([back.get(v, -1) for v in targets.values])
     moved = type(targets)(model.classes, values, multilabel=multilabel, key=targets.key)
     return scores(model, torch.from_numpy(logits[rows]), moved, rows)
+
+
+def _check_unseen(table: AnnData, model: Labeller, rows: np.ndarray, groups: str | None) -> None:
+    """A classifier is not scored on cells or patients that it has learned from."""
+    told = model.provenance
+    seen = set(told.get("learned_from", [])) & set(cell_marks(table, rows))
+    if seen:
+        msg = f"The classifier has learned from {len(seen):,} of the {len(rows):,} test cells: a score would mean nothing."
+        raise ValueError(msg)
+    if groups is not None and told.get("groups") == groups:
+        both = sorted(set(told.get("patients", [])) & set(table.obs[groups].iloc[rows].astype(str)))
+        if both:
+            msg = (
+                f"The classifier has learned from {len(both)} of the patients of the test cells, such as {both[:5]} in "
+                f"`obs[{groups!r}]`: a score would mean nothing for new ones."
+            )
+            raise ValueError(msg)
 
 
 def _describe(model: Labeller, *, given: bool) -> dict[str, Any]:

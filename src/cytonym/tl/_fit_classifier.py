@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 from spatialdata import SpatialData
 
 from cytonym._shared import RNG, document, seed_of
@@ -18,7 +20,7 @@ from cytonym.models.base import CellEncoder
 from cytonym.tl._heads import BALANCES, SCHEDULES, fit_head
 from cytonym.tl._numbers import gather, maps_keys
 from cytonym.tl._targets import Targets, read_groups, read_targets
-from cytonym.tl._windows import fit_on_windows
+from cytonym.tl._windows import fit_on_windows, seen_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cytonym")
 
 ON_PIXELS = ("cellsighter",)
+KEYS = ("image_key", "labels_key", "shapes_key", "points_key", "coordinate_system", "scale", "channels")
+MARKED = 200_000  # labelled cells that a classifier remembers, so that it is not scored on them
 
 
 @document(rng=RNG)
@@ -145,7 +149,13 @@ def fit_classifier(
         "balance": balance,
     }
     if on_pixels:
-        rows = _labelled(table, targets, targets.known, test, groups)
+        check_keys(keys)
+        known = np.intersect1d(targets.known, seen_rows(data, table, table_key, keys))
+        if len(known) < len(targets.known):
+            logger.warning(
+                "%d labelled cells are not in these images and are left out.", len(targets.known) - len(known)
+            )
+        rows = _labelled(table, targets, known, test, groups)
         groups_key, patients = read_groups(table, groups, rows)
         fitted = fit_on_windows(
             data, table, table_key, targets, rows, patients, model=model, balance=balance, schedule=schedule,
@@ -156,6 +166,9 @@ def fit_classifier(
         if keys:
             msg = f"{sorted(keys)} are about images, but {model!r} learns from the numbers of a table."
             raise TypeError(msg)
+        if schedule is not None and SCHEDULES[str(model)] is None:
+            msg = f"`schedule` is about training in epochs; {model!r} is solved at once. Leave it out."
+            raise ValueError(msg)
         if use_rep is None and model == "maps":
             use_rep = maps_keys(table)
         numbers = gather(table, use_rep)
@@ -178,6 +191,10 @@ def fit_classifier(
         told |= {"use_rep": list(numbers.keys), "made_by": numbers.made_by}
     classifier = fitted.model
     counts = targets.one_hot(rows).sum(axis=0)
+    if len(rows) <= MARKED:
+        told["learned_from"] = cell_marks(table, rows)
+    if groups is not None and patients is not None:
+        told["patients"] = sorted(set(patients.tolist()))
     told |= {
         "method": model if isinstance(model, str) and model in known_methods() else "fine-tuned",
         "groups": groups_key or "",
@@ -188,6 +205,33 @@ def fit_classifier(
     }
     classifier.provenance = classifier.provenance | told
     return classifier
+
+
+def check_keys(keys: dict[str, Any]) -> None:
+    """Only the keys of images and cells."""
+    unknown = sorted(set(keys) - set(KEYS))
+    if unknown:
+        msg = f"Unknown arguments {unknown}. Those about images and cells are {list(KEYS)}."
+        raise TypeError(msg)
+
+
+def cell_marks(table: AnnData, rows: np.ndarray) -> list[str]:
+    """A short hash of each of some cells: its name, its place and its first numbers, so that no other cell has it."""
+    names = table.obs_names.to_numpy(dtype=str)[rows]
+    place = (
+        np.asarray(table.obsm["spatial"], dtype=np.float64)[rows]
+        if "spatial" in table.obsm
+        else np.zeros((len(rows), 0))
+    )
+    numbers = np.zeros((len(rows), 0), dtype=np.float32)
+    if table.X is not None and table.n_vars:
+        part = table.X[np.sort(rows)]
+        part = part.toarray() if sparse.issparse(part) else np.asarray(part)
+        numbers = part[np.argsort(np.argsort(rows))].astype(np.float32)
+    return [
+        hashlib.sha256(f"{name}|".encode() + at.tobytes() + own.tobytes()).hexdigest()[:12]
+        for name, at, own in zip(names, place, numbers, strict=True)
+    ]
 
 
 def known_methods() -> list[str]:
@@ -247,6 +291,9 @@ def check_apart(table: AnnData, inside: np.ndarray, outside: np.ndarray, groups:
     if key not in table.obs:
         msg = f"No column {key!r} in `adata.obs` to group by. Available: {sorted(map(str, table.obs.columns))}."
         raise KeyError(msg)
+    if table.obs[key].iloc[inside].isna().any() or table.obs[key].iloc[outside].isna().any():
+        msg = f"`obs[{key!r}]` is empty for some labelled cells: whose are they?"
+        raise ValueError(msg)
     column = table.obs[key].astype(str).to_numpy()
     both = sorted(set(column[inside]) & set(column[outside]))
     if both:

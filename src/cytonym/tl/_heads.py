@@ -86,9 +86,7 @@ def fit_head(
             judged, logits = rows[:0], np.zeros((0, len(targets.classes)), np.float32)
         _solve(model, numbers, targets, _balanced(targets, rows, balance, rng), balance)
     else:
-        fold = folds(targets.strata(rows), groups, HELD_OUT, rng)
-        held = fold == 0 if len(np.unique(fold)) > 1 else np.zeros(len(rows), dtype=bool)
-        kept = keep_every_class(targets, rows, held)
+        kept = hold_out(targets, rows, groups, rng)
         train, judged = _balanced(targets, rows[~kept], balance, rng), rows[kept]
         model = _new(numbers, targets, head, train, seed)
         planned = schedule or SCHEDULES[head] or Schedule()
@@ -157,11 +155,29 @@ def _balanced(targets: Targets, rows: np.ndarray, balance: str, rng: np.random.G
     return rows[undersample(targets.one_hot(rows), rng)] if balance == "undersample" else rows
 
 
-def keep_every_class(targets: Targets, rows: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """The cells held out, less those of classes that would have no cell to learn from."""
+def hold_out(targets: Targets, rows: np.ndarray, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """Which of some labelled rows are judged instead of learned from: about one part in five, of patients of their own.
+
+    Every class keeps cells to learn from. Of the parts that this leaves the largest is taken; there may be none.
+    """
+    fold = folds(targets.strata(rows), groups, HELD_OUT, rng)
+    if fold.max(initial=0) == 0:
+        return np.zeros(len(rows), dtype=bool)
+    parts = [keep_every_class(targets, rows, fold == k, groups) for k in np.unique(fold)]
+    least = -(-len(rows) // (2 * HELD_OUT))  # the first part will do unless it has lost half of its cells
+    return next((p for p in parts if p.sum() >= least), max(parts, key=lambda p: int(p.sum())))
+
+
+def keep_every_class(
+    targets: Targets, rows: np.ndarray, held: np.ndarray, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """The cells held out, less those of classes that would have no cell to learn from; with them goes the whole patient."""
     one_hot = targets.one_hot(rows)
     lost = one_hot[held].any(axis=0) & ~one_hot[~held].any(axis=0)
-    return held & ~one_hot[:, lost].any(axis=1)
+    needed = held & one_hot[:, lost].any(axis=1)
+    if groups is not None:
+        needed = np.isin(groups, np.unique(groups[needed]))
+    return held & ~needed
 
 
 def _out_of_fold(

@@ -114,14 +114,14 @@ def label_budget(
     rows = rows[np.argsort(adata.obs_names.to_numpy(dtype=str)[rows], kind="stable")]  # whatever the order of the table
     key, patients = read_groups(adata, groups, rows)
     kept = _test_cells(adata, targets, rows, patients, test, groups, seed)
-    tested, pool = rows[kept], rows[~kept]
+    pool = rows[~kept]
+    tested = _of_known_classes(targets, rows[kept], pool)
     if len(tested) < 2 or (targets.one_hot(pool).any(axis=0).sum() < 2 and not targets.multilabel):
         msg = (
-            f"Too few labelled cells: {len(pool):,} to learn from and {len(tested):,} to test on, of {len(targets.classes)} "
-            f"classes in {label_key!r}. Two classes to learn from and two cells to test on are the least."
+            f"Too few labelled cells: {len(pool):,} to learn from and {int(kept.sum()):,} to test on, of {len(targets.classes)} "
+            f"classes in {label_key!r}, and {len(tested):,} of the latter of classes that can be learned. Two classes to learn from and two cells to test on are the least."
         )
         raise ValueError(msg)
-    tested = _of_known_classes(targets, tested, pool)
     pool_patients = patients[~kept] if patients is not None else None
     parts = _parts_of_cells(targets, pool, fractions, n_draws, seed)
     if unit == "groups":

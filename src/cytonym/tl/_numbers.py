@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class Numbers:
     """Where they come from."""
     blocks: tuple[slice, ...]
     """Columns of each key."""
+    arrays: tuple[bool, ...]
+    """Whether a key is an array, whose columns have numbers for names, such as an embedding."""
     made_by: dict[str, str]
     """Key -> hash of the encoder that made it, where the table says it."""
 
@@ -60,14 +62,14 @@ class Numbers:
         values = self.values[self.complete].astype(np.float64)
         d = values.shape[1]
         unit, center, spread = np.zeros(d), np.zeros(d), np.ones(d)
-        for key, block in zip(self.keys, self.blocks, strict=True):
+        for key, block, array in zip(self.keys, self.blocks, self.arrays, strict=True):
             x = values[:, block]
             if key in INTENSITIES and (x >= 0).all():
                 unit[block] = [np.median(c[c > 0]) if (c > 0).any() else 0.0 for c in x.T]
                 x = np.where(unit[block] > 0, np.arcsinh(x / np.where(unit[block] > 0, unit[block], 1.0)), x)
             center[block] = x.mean(axis=0)
             deviation = x.std(axis=0)
-            if is_array(self.names[block.start]):
+            if array:
                 weight = ALONE if len(self.keys) == 1 else BESIDE
                 spread[block] = np.sqrt((deviation**2).sum() / weight) or 1.0
             else:
@@ -79,11 +81,6 @@ class Numbers:
         values = self.values[rows].astype(np.float64)
         deviation = values.std(axis=0)
         return np.zeros(values.shape[1]), values.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
-
-
-def is_array(name: str) -> bool:
-    """Whether an input is one of an array's columns, which have numbers for names (`X_nextmarker[17]`)."""
-    return name.endswith("]") and "[" in name
 
 
 def gather(adata: AnnData, use_rep: str | Sequence[str] | None) -> Numbers:
@@ -100,7 +97,7 @@ def gather(adata: AnnData, use_rep: str | Sequence[str] | None) -> Numbers:
     if not keys or len(set(keys)) < len(keys):
         msg = f"`use_rep` must name at least one key, each once, got {keys}."
         raise ValueError(msg)
-    parts, names, blocks, made_by = [], [], [], {}
+    parts, names, blocks, arrays, made_by = [], [], [], [], {}
     at = 0
     for key in keys:
         values, columns = _values(adata, key)
@@ -108,10 +105,12 @@ def gather(adata: AnnData, use_rep: str | Sequence[str] | None) -> Numbers:
         names += columns
         blocks.append(slice(at, at + len(columns)))
         at += len(columns)
+        arrays.append(key in adata.obsm and not isinstance(adata.obsm[key], pd.DataFrame))
         made = maker(adata, key)
         if made:
             made_by[key] = made
-    numbers = Numbers(tuple(names), np.concatenate(parts, axis=1), tuple(keys), tuple(blocks), made_by)
+    values = np.concatenate(parts, axis=1)
+    numbers = Numbers(tuple(names), values, tuple(keys), tuple(blocks), tuple(arrays), made_by)
     if not numbers.complete.any():
         lacking = [
             k
@@ -148,7 +147,7 @@ def gather_for(adata: AnnData, model: Any) -> Numbers:
             )
             raise KeyError(msg)
         order = [at[name] for name in model.markers]
-        numbers = Numbers(model.markers, numbers.values[:, order], numbers.keys, numbers.blocks, numbers.made_by)
+        numbers = replace(numbers, names=model.markers, values=numbers.values[:, order])
     for key, made in dict(model.provenance.get("made_by", {})).items():
         here = numbers.made_by.get(key)
         if here is not None and here != made:
@@ -220,6 +219,8 @@ def _values(adata: AnnData, key: str) -> tuple[np.ndarray, list[str]]:
         numeric = [str(c) for c in adata.obs if pd.api.types.is_numeric_dtype(adata.obs[c])]
         msg = f"No numbers under {key!r}. Available: {['X'] * bool(adata.n_vars) + sorted(map(str, adata.obsm))}, and in `obs`: {numeric}."
         raise KeyError(msg)
+    if hasattr(values, "to_memory"):  # a table that is backed by its file
+        values = values.to_memory()
     if sparse.issparse(values):
         values = values.toarray()
     try:

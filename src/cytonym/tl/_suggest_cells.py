@@ -12,6 +12,7 @@ import pandas as pd
 from cytonym import metrics
 from cytonym._shared import RNG, document, seed_of
 from cytonym.tl._numbers import gather
+from cytonym.tl._targets import known_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,7 +154,7 @@ def suggest_cells(
 def _labelled(adata: AnnData, key: str) -> np.ndarray:
     """Which cells have a label: bool [n_obs]."""
     if key in adata.obs:
-        return adata.obs[key].notna().to_numpy()
+        return known_labels(adata, key).notna().to_numpy()
     if key != "label":
         msg = f"No column {key!r} in `adata.obs`. Available: {sorted(map(str, adata.obs.columns))}."
         raise KeyError(msg)

@@ -61,8 +61,7 @@ def read_targets(adata: AnnData, label_key: str | Sequence[str], *, multilabel: 
     """
     if multilabel or not isinstance(label_key, str):
         return _several(adata, label_key)
-    labels = labels_of(adata, label_key)
-    labels = labels.cat.remove_unused_categories()
+    labels = known_labels(adata, label_key).cat.remove_unused_categories()
     names = [str(c) for c in labels.cat.categories]
     if len(names) < 2:
         found = f"only the class {names[0]!r}" if names else "no label"
@@ -81,6 +80,12 @@ def read_targets(adata: AnnData, label_key: str | Sequence[str], *, multilabel: 
         )
         warnings.warn(msg, UserWarning, stacklevel=3)
     return Targets(tuple(names), values, multilabel=False, key=label_key)
+
+
+def known_labels(adata: AnnData, key: str) -> pd.Series:
+    """A column of labels as a categorical of strings; blanks are no labels."""
+    labels = labels_of(adata, key)
+    return labels.cat.remove_categories([c for c in labels.cat.categories if not c.strip()])
 
 
 def _several(adata: AnnData, key: str | Sequence[str]) -> Targets:

@@ -15,24 +15,22 @@ from cytonym.data.patches import CellPatches
 from cytonym.data.source import resolve
 from cytonym.data.statistics import channel_statistics
 from cytonym.data.table import open_table
-from cytonym.learning.balance import folds, undersample
+from cytonym.learning.balance import undersample
 from cytonym.learning.predict import predict
 from cytonym.learning.supervise import supervise
 from cytonym.models.cellsighter import CELLSIGHTER_SCHEDULE, CellSighter, CellSighterConfig
 from cytonym.models.finetuned import FINE_TUNING, FineTuned
 from cytonym.models.window_classifier import ALL_CELLS, THIS_CELL, WindowClassifier, middle
-from cytonym.tl._encoding import check_window, common_pixel_size, fitted_to, trained_model
-from cytonym.tl._heads import HELD_OUT, Fitted, keep_every_class, settle, solve
+from cytonym.tl._encoding import check_pixel_size, check_window, common_pixel_size, fitted_to, trained_model
+from cytonym.tl._heads import Fitted, hold_out, settle, solve
 from cytonym.tl._numbers import ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from cytonym.data.patches import Block
     from cytonym.data.source import CellSource
     from cytonym.learning.supervise import Schedule
     from cytonym.models.base import CellEncoder
@@ -66,23 +64,17 @@ def fit_on_windows(
 ) -> Fitted:
     """Train CellSighter or fine-tune an encoder on some labelled rows of a table."""
     sources, at_rows = _resolve(sdata, table_key, keys)
-    here = np.isin(rows, np.concatenate(at_rows))
-    if not here.all():
-        logger.warning("%d labelled cells are not in these images and are left out.", int((~here).sum()))
-        rows, groups = rows[here], None if groups is None else groups[here]
     network = _network(model, sources, targets, size_px, members, seed)
-    windows, seen = _read(network, sources, at_rows, rows)
-    rows, groups = rows[seen], None if groups is None else groups[seen]
+    windows = _read(network, sources, at_rows, rows)
     rng = np.random.default_rng(seed)
-    fold = folds(targets.strata(rows), groups, HELD_OUT, rng)
-    held = keep_every_class(targets, rows, (fold == 0) & (fold.max() > 0))
+    held = hold_out(targets, rows, groups, rng)
     places = np.arange(len(rows))
     train, judged = places[~held], places[held]
     if balance == "undersample":
         train = train[undersample(targets.one_hot(rows[train]), rng)]
     values = torch.from_numpy(targets.values[rows])
     if isinstance(network, FineTuned):
-        _start_head(network, windows, targets, rows, train, device)
+        _start_head(network, windows, targets, rows, train, balance)
     planned = schedule or (FINE_TUNING if isinstance(network, FineTuned) else CELLSIGHTER_SCHEDULE)
     planned = replace(planned, balance=planned.balance and balance == "weights")
     supervise(
@@ -101,6 +93,7 @@ def logits_of_windows(
     assert isinstance(model, WindowClassifier)
     sources, at_rows = _resolve(sdata, table_key, keys)
     check_window(sources, model.window_px)
+    _check_markers(model, sources)
     out = np.full((table.n_obs, len(model.classes)), np.nan, dtype=np.float32)
     for source, at in zip(sources, at_rows, strict=True):
         blocks, markers = _blocks(model, source, model.window_px)
@@ -110,6 +103,32 @@ def logits_of_windows(
         inside = at >= 0
         out[at[inside]] = found["logits"][inside]
     return out
+
+
+def seen_rows(sdata: SpatialData, table: AnnData, table_key: str, keys: dict[str, Any]) -> np.ndarray:
+    """Rows of a table whose cell has its centre in one of the images asked for."""
+    sources, at_rows = _resolve(sdata, table_key, keys)
+    found = []
+    for source, at in zip(sources, at_rows, strict=True):
+        y, x = source.centers.T
+        _, height, width = source.shape
+        found.append(at[(at >= 0) & (y >= 0) & (y < height) & (x >= 0) & (x < width)])
+    return np.unique(np.concatenate(found))
+
+
+def _check_markers(model: WindowClassifier, sources: list[CellSource]) -> None:
+    """What a network has learned of a marker does not go away with it: refused, or said where silence is neutral."""
+    known = [m for m in model.markers if m not in (ALL_CELLS, THIS_CELL)]
+    lacking = sorted({m for s in sources for m in known if m not in s.channels}, key=known.index)
+    if not lacking:
+        return
+    if model.with_masks or len(lacking) == len(known):
+        msg = (
+            f"The images lack {lacking} of the markers that the classifier was trained on. "
+            f"Channels: {list(sources[0].channels)}. Markers: {known}."
+        )
+        raise ValueError(msg)
+    logger.warning("Markers of the classifier that the images lack, taken as silent: %s.", lacking)
 
 
 def _resolve(sdata: SpatialData, table_key: str, keys: dict[str, Any]) -> tuple[list[CellSource], list[np.ndarray]]:
@@ -130,6 +149,11 @@ def _network(
     else:
         encoder = fitted_to(sources, trained_model(model))
         network = FineTuned.of(encoder, targets.classes, multilabel=targets.multilabel)
+        lacking = [m for m in network.markers if m not in sources[0].channels]
+        if lacking:
+            msg = f"To train an encoder further its panel must be that of the images, which lack {lacking}."
+            raise ValueError(msg)
+        check_pixel_size(sources, encoder)
     check_window(sources, network.window_px)
     return network
 
@@ -137,9 +161,6 @@ def _network(
 def _blocks(model: WindowClassifier, source: CellSource, side: int) -> tuple[CellPatches | MaskedPatches, list[str]]:
     """Windows of a source's cells with the channels that the model knows, and their names."""
     used = [i for i, c in enumerate(source.channels) if c in model.markers]
-    if not used:
-        msg = f"Image {source.image_key!r} has none of the model's markers. Channels: {list(source.channels)}. Markers: {list(model.markers)}."
-        raise ValueError(msg)
     channels = tuple(source.channels[i] for i in used)
     part = replace(source, channels=channels, channel_index=source.channel_index[used])
     if model.with_masks:
@@ -149,11 +170,11 @@ def _blocks(model: WindowClassifier, source: CellSource, side: int) -> tuple[Cel
 
 def _read(
     model: WindowClassifier, sources: list[CellSource], at_rows: list[np.ndarray], rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows [n, C, S0, S0] of labelled cells, and which of `rows` they are."""
+) -> np.ndarray:
+    """Windows [n, C, S0, S0] of labelled cells, in a type that holds the pixels of all images."""
     side = min(model.source_px, *(min(s.shape[1:]) for s in sources))
-    channels = len(model.markers)
-    size = len(rows) * channels * side**2 * sources[0].pixels.dtype.itemsize / 2**30
+    channels, dtype = len(model.markers), np.result_type(*(s.pixels.dtype for s in sources))
+    size = len(rows) * channels * side**2 * dtype.itemsize / 2**30
     if size > LARGEST_GB:
         msg = (
             f"The windows of {len(rows):,} labelled cells take {size:.0f} GB of memory. Learn from fewer: empty the labels of some, "
@@ -161,29 +182,20 @@ def _read(
         )
         raise ValueError(msg)
     place = {int(row): i for i, row in enumerate(rows)}
-    windows: np.ndarray | None = None
-    seen = np.zeros(len(rows), dtype=bool)
+    windows = np.zeros((len(rows), channels, side, side), dtype=dtype)
     for source, at in zip(sources, at_rows, strict=True):
         mine = np.flatnonzero(np.isin(at, rows))
         if not len(mine):
             continue
-        blocks: Iterator[Block]
-        blocks, markers = _blocks(model, source.subset(mine), side)  # type: ignore[assignment]
+        blocks, markers = _blocks(model, source.subset(mine), side)
         order = [markers.index(m) for m in model.markers]
         for block in blocks:
-            if windows is None:
-                windows = np.zeros((len(rows), channels, side, side), dtype=block.windows.dtype)
-            to = [place[int(r)] for r in at[mine[block.rows]]]
-            windows[to] = block.windows[:, order]
-            seen[to] = True
-    if windows is None:
-        msg = "No labelled cell has its centre in its image."
-        raise ValueError(msg)
-    return windows[seen], seen
+            windows[[place[int(r)] for r in at[mine[block.rows]]]] = block.windows[:, order]
+    return windows
 
 
 def _start_head(
-    model: FineTuned, windows: np.ndarray, targets: Targets, rows: np.ndarray, train: np.ndarray, device: str
+    model: FineTuned, windows: np.ndarray, targets: Targets, rows: np.ndarray, train: np.ndarray, balance: str
 ) -> None:
     """The head begins as the logistic regression on the untouched encoder's embedding."""
     embedding = np.concatenate(
@@ -198,7 +210,7 @@ def _start_head(
     model.center.copy_(torch.from_numpy(embedding.mean(axis=0)))
     model.spread.fill_(float(spread))
     x = (embedding - embedding.mean(axis=0)) / spread
-    weight, bias = solve(x.astype(np.float64), targets, rows[train], "weights")
+    weight, bias = solve(x.astype(np.float64), targets, rows[train], balance)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))

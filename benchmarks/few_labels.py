@@ -19,7 +19,7 @@ intensity     default without an embedding
 nextmarker, nextmarker_intensity, clearit, clearit_intensity      embeddings alone (linear), and beside intensities
 clearit_linear, clearit_mlp4        CLEAR-IT's own heads with their own training
 maps          MAPS, 500 epochs at most, choosing the epoch on a fifth of its labels
-cellsighter   CellSighter, one network, choosing the epoch likewise (by wrong calls); its window is 30 micrometres where the pixel size is known
+cellsighter   CellSighter, one network (on a CPU fewer epochs and draws, see `--help`), choosing the epoch likewise (by wrong calls); its window is 30 micrometres where the pixel size is known
               and else 4 diameters of a cell, at most the published 60 pixels
 finetuned     NeXtMarker and a linear head trained on, end to end
 """
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 Found = tuple[list[str], np.ndarray, np.ndarray | None]
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
+ON_CPU = {"epochs": 25, "draws": 2, "steps": 60}  # what two cores do in an hour
 DIAMETERS, WIDEST = 4.0, 60  # CellSighter's window, in diameters of a cell and in pixels
 
 
@@ -286,7 +287,9 @@ def run(train: Side, test: Side, options: argparse.Namespace, fold: int) -> list
         for seed in range(1 if fraction >= 1 else options.draws):
             labels = draw(train.truth, fraction, [seed, fold, round(1000 * fraction)])
             for name, method in runs.items():
-                if name in options.not_at_full and fraction >= 1:
+                if (name in options.not_at_full and fraction >= 1) or (
+                    name == "cellsighter" and seed >= options.cellsighter_draws
+                ):
                     continue
                 start = time.perf_counter()
                 found = score(test.truth, *method(labels, seed))
@@ -375,8 +378,15 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="default: all")
     parser.add_argument("--steps", type=int, help="of NeXtMarker's training; default: the method's recipe")
-    parser.add_argument("--clearit-steps", type=int, help="of CLEAR-IT's training; default: the method's recipe")
-    parser.add_argument("--cellsighter-epochs", type=int, default=CELLSIGHTER_SCHEDULE.epochs)
+    parser.add_argument(
+        "--clearit-steps", type=int, help=f"of CLEAR-IT's training; default: its recipe, on a CPU {ON_CPU['steps']}"
+    )
+    parser.add_argument(
+        "--cellsighter-epochs", type=int, help=f"default: {CELLSIGHTER_SCHEDULE.epochs}, on a CPU {ON_CPU['epochs']}"
+    )
+    parser.add_argument(
+        "--cellsighter-draws", type=int, help=f"default: all, on a CPU {ON_CPU['draws']}, none of all labels"
+    )
     parser.add_argument("--no-clearit", action="store_true", help="leave CLEAR-IT out (minutes to hours without a GPU)")
     parser.add_argument(
         "--not-at-full", nargs="*", default=[], metavar="METHOD", help="methods to leave out at 100 %% of the labels"
@@ -386,7 +396,13 @@ def main() -> None:
     options = parser.parse_args()
     check_fields(parser, options)
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(max(1, torch.get_num_threads()))
+    gpu = torch.cuda.is_available()
+    options.cellsighter_epochs = options.cellsighter_epochs or (
+        CELLSIGHTER_SCHEDULE.epochs if gpu else ON_CPU["epochs"]
+    )
+    options.cellsighter_draws = options.cellsighter_draws or (options.draws if gpu else ON_CPU["draws"])
+    options.clearit_steps = options.clearit_steps or (None if gpu else ON_CPU["steps"])
+    options.not_at_full = [*options.not_at_full, *([] if gpu else ["cellsighter"])]
 
     name, folds = sides(options)
     rows = pd.DataFrame([r for i, (train, test) in enumerate(folds) for r in run(train, test, options, i)])

@@ -256,7 +256,7 @@ def test_broken_checkpoints(tissue, model, tmp_path):
     with pytest.raises(FileNotFoundError, match="No checkpoint at"):
         cy.tl.embed_cells(tissue(), tmp_path / "nothing")
     with pytest.raises(
-        KeyError, match=re.escape("'nextmarkr' is neither a method nor a folder. Methods: ['nextmarker']")
+        KeyError, match=re.escape("'nextmarkr' is neither a method nor a folder. Methods: ['clearit', 'nextmarker']")
     ):
         cy.tl.embed_cells(tissue(), "nextmarkr")
 

@@ -129,7 +129,7 @@ def classify_cells(
     >>> sdata = cy.datasets.tissue_phantom(n_cells=200, n_samples=2, size_px=128, rng=0)
     >>> cy.pp.measure_cells(sdata)
     >>> adata = sdata["table"]
-    >>> adata.obs["label"] = adata.obs["cell_type"].where(adata.obs.index.isin(adata.obs.index[::3]))
+    >>> adata.obs["label"] = adata.obs["cell_type"].where(adata.obs.index.isin(adata.obs.index[::2]))
     >>> cy.tl.classify_cells(adata, "label")
     >>> bool((adata.obs["phenotype"] == adata.obs["cell_type"]).mean() > 0.8)
     True

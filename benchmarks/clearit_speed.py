@@ -29,6 +29,7 @@ from cytonym.learning.engine import choose_device
 from cytonym.learning.predict import predict
 
 PAPER = 4500
+BLOCK = 1024
 
 
 def naive(model: Any, windows: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
@@ -45,12 +46,10 @@ def naive(model: Any, windows: np.ndarray, batch_size: int, device: torch.device
 
 
 def ours(model: Any, windows: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
-    """The same as blocks for the inference loop."""
-    starts = range(0, len(windows), batch_size)
-    blocks = (
-        SimpleNamespace(rows=np.arange(len(windows))[i : i + batch_size], windows=windows[i : i + batch_size])
-        for i in starts
-    )
+    """The same in blocks of the size that `tl.embed_cells` reads, which the inference loop cuts as it likes."""
+    rows = np.arange(len(windows))
+    pieces = [slice(i, i + BLOCK) for i in range(0, len(windows), BLOCK)]
+    blocks = (SimpleNamespace(rows=rows[piece], windows=windows[piece]) for piece in pieces)
     return predict(model, blocks, n_rows=len(windows), device=device, progress=False)["embedding"]
 
 
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=512)
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="side of the windows in pixels")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="of the naive way")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")

@@ -60,6 +60,13 @@ class CellSource:
         _, height, width = self.pixels.shape
         return len(self.channels), int(height), int(width)
 
+    @property
+    def inside(self) -> np.ndarray:
+        """Cells with their centre in the image, bool [N]."""
+        y, x = self.centers.T
+        _, height, width = self.shape
+        return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
     def subset(self, rows: ArrayLike) -> CellSource:
         """The same image with some of its cells, by their positions [n] or a mask [N]."""
         index = np.asarray(rows)

@@ -63,10 +63,3 @@ def shape_outlines(element: GeoDataFrame, rows: np.ndarray, matrix: np.ndarray) 
         radius = element["radius"].to_numpy(np.float64)[rows][circles]
         geometry[circles] = shapely.buffer(geometry[circles], radius, quad_segs=4)
     return shapely.transform(geometry, lambda xy: transforms.snap(transforms.apply(matrix, xy)))
-
-
-def inside_image(source: CellSource) -> np.ndarray:
-    """Which cells have their centre inside the image; not those that are nowhere."""
-    _, height, width = source.shape
-    y, x = source.centers.T
-    return (y >= 0) & (y < height) & (x >= 0) & (x < width)

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 
 from cytonym.data import transforms
 from cytonym.data.labels import TIE
-from cytonym.io._geojson import cell_uuid, inside_image, shape_outlines, to_pixels
+from cytonym.io._geojson import cell_uuid, shape_outlines, to_pixels
 from cytonym.io._outlines import read
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Cells:
         self.matrices = [to_pixels(sdata, source, coordinate_system, scale) for source in sources]
         self.first = np.cumsum([0, *(len(source.instance_ids) for source in sources)])
         self.centers = np.concatenate([source.centers[:, ::-1] for source in sources])
-        self.inside = np.flatnonzero(np.concatenate([inside_image(source) for source in sources]))
+        self.inside = np.flatnonzero(np.concatenate([source.inside for source in sources]))
         _, self.height, self.width = sources[0].shape
 
     def name(self, cell: int) -> str:

@@ -30,7 +30,6 @@ from cytonym.io._geojson import (
     INSTANCE,
     REGION,
     cell_uuid,
-    inside_image,
     shape_outlines,
     sources_of_one_image,
     to_pixels,
@@ -152,7 +151,7 @@ def write_geojson(
     )  # fmt: skip
     opened = open_table(sdata, sources, table_key)
     about = _about(opened.table, classes, proba, measurements, colors)
-    chosen = [np.flatnonzero(inside_image(s) & (at >= 0)) for s, at in zip(sources, opened.rows, strict=True)]
+    chosen = [np.flatnonzero(s.inside & (at >= 0)) for s, at in zip(sources, opened.rows, strict=True)]
     _count(sources, opened.rows, chosen)
     n_cells = sum(map(len, chosen))
     with (
@@ -179,7 +178,7 @@ def write_geojson(
 # ---------------------------------------------------------------------------------------------------------------- cells
 def _count(sources: list[CellSource], rows: list[np.ndarray], chosen: list[np.ndarray]) -> None:
     """Say which cells are left out, and refuse to write none."""
-    outside = sum(int((~inside_image(source)).sum()) for source in sources)
+    outside = sum(int((~source.inside).sum()) for source in sources)
     lacking = sum(int((at < 0).sum()) for at in rows)
     total = sum(len(at) for at in rows)
     if not sum(map(len, chosen)):

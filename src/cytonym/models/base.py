@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    import torch
     from numpy.typing import ArrayLike
 
     from cytonym.learning.views import Views
@@ -153,3 +153,18 @@ def tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: tuples(inner) for key, inner in value.items()}
     return tuple(tuples(inner) for inner in value) if isinstance(value, list | tuple) else value
+
+
+def checked_quantiles(quantiles: ArrayLike, n: int) -> Tensor:
+    """One finite number >= 0 for each of n markers, float32 [n].
+
+    Raises
+    ------
+    ValueError
+        They are too few, too many, negative or not finite.
+    """
+    values = torch.as_tensor(quantiles, dtype=torch.float32).flatten()
+    if values.numel() != n or not bool((torch.isfinite(values) & (values >= 0)).all()):
+        msg = f"`quantiles` must hold one number >= 0 for each of the {n} markers, got {values.tolist()}."
+        raise ValueError(msg)
+    return values

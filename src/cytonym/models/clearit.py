@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cytonym.learning.simclr_views import SimCLRViews
-from cytonym.models.base import CellEncoder, Encoding, Recipe, require_whole
+from cytonym.models.base import CellEncoder, Encoding, Recipe, checked_quantiles, require_whole
 from cytonym.models.fast_resnet import fast_resnet, fits
 from cytonym.models.published import encoder_shape, load_encoder, read_published, yaml_beside
 from cytonym.models.resnet import ResNet, initialize
@@ -291,10 +291,7 @@ class ClearIT(CellEncoder):
 
 def _gains(quantiles: ArrayLike, n: int, config: ClearITConfig) -> Tensor:
     """Factor on the pixels of each marker [C], 0 for a marker without signal."""
-    values = torch.as_tensor(quantiles, dtype=torch.float32).flatten()
-    if values.numel() != n or not bool((torch.isfinite(values) & (values >= 0)).all()):
-        msg = f"`quantiles` must hold one number >= 0 for each of the {n} markers, got {values.tolist()}."
-        raise ValueError(msg)
+    values = checked_quantiles(quantiles, n)
     if config.scale is not None:
         return torch.full((n,), 1 / config.scale)
     return torch.where(values > 0, 1 / (BRIGHT * values.clamp(min=1e-30)), 0.0)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cytonym.learning.views import ViewConfig
-from cytonym.models.base import CellEncoder, Encoding, Recipe
+from cytonym.models.base import CellEncoder, Encoding, Recipe, checked_quantiles
 from cytonym.models.layers import MarkerSigmoid, Standardize
 from cytonym.models.marker_kernel import binned, pooled_features
 
@@ -184,10 +184,7 @@ class NeXtMarker(CellEncoder):
             If `quantiles` does not hold one finite number >= 0 for each marker.
         """
         model = cls(markers, config)
-        values = torch.as_tensor(quantiles, dtype=torch.float32).flatten()
-        if values.numel() != len(model.markers) or not bool((torch.isfinite(values) & (values >= 0)).all()):
-            msg = f"`quantiles` must hold one number >= 0 for each of the {len(model.markers)} markers, got {values.tolist()}."
-            raise ValueError(msg)
+        values = checked_quantiles(quantiles, len(model.markers))
         model.normalize.scale.copy_(values / 2)
         generator = torch.Generator().manual_seed(seed)
         taps = math.prod(model.amount.shape[2:])

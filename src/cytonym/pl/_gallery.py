@@ -36,15 +36,9 @@ def places(rows: TableRows, sources: Sequence[CellSource]) -> np.ndarray:
     """Source and cell of each row of the table [n_obs, 2]; -1 for those with no place in the images."""
     place = np.full((rows.table.n_obs, 2), -1)
     for i, (source, at) in enumerate(zip(sources, rows.rows, strict=True)):
-        inside = _inside(source) & (at >= 0)
+        inside = source.inside & (at >= 0)
         place[at[inside]] = np.column_stack([np.full(inside.sum(), i), np.flatnonzero(inside)])
     return place
-
-
-def _inside(source: CellSource) -> np.ndarray:
-    _, height, width = source.shape
-    y, x = source.centers.T
-    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
 def read_windows(

@@ -167,7 +167,7 @@ def classify_cells(
         trained = deepcopy(trained)  # the caller's keeps its own
         trained.set_thresholds(list(thresholds))
     if on_pixels:
-        logits = logits_of_windows(data, table, table_key, trained, device=device, keys=keys)
+        logits = logits_of_windows(data, table.n_obs, table_key, trained, device=device, keys=keys)
     else:
         numbers = gather_for(table, trained)
         logits = np.full((table.n_obs, len(trained.classes)), np.nan, dtype=np.float32)

@@ -51,16 +51,12 @@ def check_cells(sources: Sequence[CellSource]) -> int:
     """Number of cells with their centre in their image, at least one in each; a warning counts the others."""
     inside = outside = 0
     for source in sources:
-        y, x = source.centers.T
-        _, height, width = source.shape
-        here = int(((y >= 0) & (y < height) & (x >= 0) & (x < width)).sum())
+        here, n = int(source.inside.sum()), len(source.centers)
         if not here:
-            found = (
-                f"all {len(y):,} cells of {source.region!r} lie outside" if len(y) else f"{source.region!r} is empty in"
-            )
+            found = f"all {n:,} cells of {source.region!r} lie outside" if n else f"{source.region!r} is empty in"
             msg = f"No cells: {found} image {source.image_key!r}. Check the elements and their transformations."
             raise ValueError(msg)
-        inside, outside = inside + here, outside + len(y) - here
+        inside, outside = inside + here, outside + n - here
     if outside:
         msg = f"{outside:,} of {inside + outside:,} cells have their centre outside their image: they get NaN."
         warnings.warn(msg, UserWarning, stacklevel=3)

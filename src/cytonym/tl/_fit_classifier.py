@@ -19,8 +19,8 @@ from cytonym.models import registry
 from cytonym.models.base import CellEncoder
 from cytonym.tl._heads import BALANCES, SCHEDULES, fit_head
 from cytonym.tl._numbers import gather, maps_keys
-from cytonym.tl._targets import Targets, read_groups, read_targets
-from cytonym.tl._windows import fit_on_windows, seen_rows
+from cytonym.tl._targets import Targets, image_column, read_groups, read_targets
+from cytonym.tl._windows import find_cells, fit_on_windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,7 +150,8 @@ def fit_classifier(
     }
     if on_pixels:
         check_keys(keys)
-        known = np.intersect1d(targets.known, seen_rows(data, table, table_key, keys))
+        cells = find_cells(data, table_key, keys)
+        known = np.intersect1d(targets.known, cells.seen())
         if len(known) < len(targets.known):
             logger.warning(
                 "%d labelled cells are not in these images and are left out.", len(targets.known) - len(known)
@@ -158,9 +159,8 @@ def fit_classifier(
         rows = _labelled(table, targets, known, test, groups)
         groups_key, patients = read_groups(table, groups, rows)
         fitted = fit_on_windows(
-            data, table, table_key, targets, rows, patients, model=model, balance=balance, schedule=schedule,
-            size_px=size_px, members=members,
-            seed=seed, device=device, checkpoint_dir=checkpoint_dir, keys=keys,
+            cells, targets, rows, patients, model=model, balance=balance, schedule=schedule, size_px=size_px,
+            members=members, seed=seed, device=device, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
     else:
         if keys:
@@ -283,11 +283,9 @@ def held_out(table: AnnData, test: str) -> np.ndarray:
 
 def check_apart(table: AnnData, inside: np.ndarray, outside: np.ndarray, groups: str | None) -> None:
     """No patient may have cells on both sides of an evaluation."""
-    key = groups
+    key = groups if groups is not None else image_column(table, np.arange(table.n_obs))
     if key is None:
-        key = str(table.uns.get("spatialdata_attrs", {}).get("region_key", ""))
-        if key not in table.obs or table.obs[key].nunique() < 2:
-            return
+        return
     if key not in table.obs:
         msg = f"No column {key!r} in `adata.obs` to group by. Available: {sorted(map(str, table.obs.columns))}."
         raise KeyError(msg)

@@ -137,6 +137,12 @@ def alike(names: Sequence[str]) -> list[list[str]]:
     return [group for group in same.values() if len(group) > 1]
 
 
+def image_column(adata: AnnData, rows: np.ndarray) -> str | None:
+    """The column that names the image of each cell; None where some rows are of one image, or the table does not say."""
+    key = str(adata.uns.get("spatialdata_attrs", {}).get("region_key", ""))
+    return key if key in adata.obs and adata.obs[key].iloc[rows].nunique() >= 2 else None
+
+
 def read_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> tuple[str | None, np.ndarray | None]:
     """Patient of each of some labelled cells, and the column that says it; images stand for patients where none is named.
 
@@ -149,8 +155,8 @@ def read_groups(adata: AnnData, groups: str | None, rows: np.ndarray) -> tuple[s
     """
     key = groups
     if key is None:
-        key = str(adata.uns.get("spatialdata_attrs", {}).get("region_key", ""))
-        if key not in adata.obs or adata.obs[key].iloc[rows].nunique() < 2:
+        key = image_column(adata, rows)
+        if key is None:
             logger.info(
                 "All labelled cells are of one image: how well they are classified says little about other patients."
             )

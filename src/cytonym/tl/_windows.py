@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from cytonym.tl._numbers import ALONE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     from cytonym.data.source import CellSource
@@ -44,10 +43,20 @@ BATCH = 256
 WINDOW_UM = 30.0  # CellSighter's 60 pixels of 0.5 micrometres
 
 
+class Cells(NamedTuple):
+    """Cells of some images, and where each is in the table."""
+
+    sources: list[CellSource]
+    rows: list[np.ndarray]
+
+    def seen(self) -> np.ndarray:
+        """Rows of the table whose cell has its centre in its image."""
+        found = [at[(at >= 0) & source.inside] for source, at in zip(self.sources, self.rows, strict=True)]
+        return np.unique(np.concatenate(found))
+
+
 def fit_on_windows(
-    sdata: SpatialData,
-    table: AnnData,
-    table_key: str,
+    cells: Cells,
     targets: Targets,
     rows: np.ndarray,
     groups: np.ndarray | None,
@@ -60,10 +69,9 @@ def fit_on_windows(
     seed: int,
     device: str,
     checkpoint_dir: str | Path | None,
-    keys: dict[str, Any],
 ) -> Fitted:
     """Train CellSighter or fine-tune an encoder on some labelled rows of a table."""
-    sources, at_rows = _resolve(sdata, table_key, keys)
+    sources, at_rows = cells
     network = _network(model, sources, targets, size_px, members, seed)
     windows = _read(network, sources, at_rows, rows)
     rng = np.random.default_rng(seed)
@@ -87,14 +95,14 @@ def fit_on_windows(
 
 
 def logits_of_windows(
-    sdata: SpatialData, table: AnnData, table_key: str, model: Labeller, *, device: str, keys: dict[str, Any]
+    sdata: SpatialData, n_obs: int, table_key: str, model: Labeller, *, device: str, keys: dict[str, Any]
 ) -> np.ndarray:
     """Logits of every row of a table [n_obs, K], NaN where there is no window."""
     assert isinstance(model, WindowClassifier)
-    sources, at_rows = _resolve(sdata, table_key, keys)
+    sources, at_rows = find_cells(sdata, table_key, keys)
     check_window(sources, model.window_px)
     _check_markers(model, sources)
-    out = np.full((table.n_obs, len(model.classes)), np.nan, dtype=np.float32)
+    out = np.full((n_obs, len(model.classes)), np.nan, dtype=np.float32)
     for source, at in zip(sources, at_rows, strict=True):
         blocks, markers = _blocks(model, source, model.window_px)
         encoder: Any = model  # it has what `predict` needs of an encoder
@@ -103,17 +111,6 @@ def logits_of_windows(
         inside = at >= 0
         out[at[inside]] = found["logits"][inside]
     return out
-
-
-def seen_rows(sdata: SpatialData, table: AnnData, table_key: str, keys: dict[str, Any]) -> np.ndarray:
-    """Rows of a table whose cell has its centre in one of the images asked for."""
-    sources, at_rows = _resolve(sdata, table_key, keys)
-    found = []
-    for source, at in zip(sources, at_rows, strict=True):
-        y, x = source.centers.T
-        _, height, width = source.shape
-        found.append(at[(at >= 0) & (y >= 0) & (y < height) & (x >= 0) & (x < width)])
-    return np.unique(np.concatenate(found))
 
 
 def _check_markers(model: WindowClassifier, sources: list[CellSource]) -> None:
@@ -131,9 +128,10 @@ def _check_markers(model: WindowClassifier, sources: list[CellSource]) -> None:
     logger.warning("Markers of the classifier that the images lack, taken as silent: %s.", lacking)
 
 
-def _resolve(sdata: SpatialData, table_key: str, keys: dict[str, Any]) -> tuple[list[CellSource], list[np.ndarray]]:
+def find_cells(sdata: SpatialData, table_key: str, keys: dict[str, Any]) -> Cells:
+    """The cells of the images asked for, channels in one order."""
     sources = match_channels(resolve(sdata, table_key=table_key, **keys))
-    return sources, open_table(sdata, sources, table_key).rows
+    return Cells(sources, open_table(sdata, sources, table_key).rows)
 
 
 def _network(

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 Found = tuple[list[str], np.ndarray, np.ndarray | None]
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
-ON_CPU = {"epochs": 25, "draws": 2, "steps": 60}  # what two cores do in an hour
+ON_CPU = {"epochs": 25, "draws": 2, "steps": 200}  # what two cores do in an hour
 DIAMETERS, WIDEST = 4.0, 60  # CellSighter's window, in diameters of a cell and in pixels
 
 

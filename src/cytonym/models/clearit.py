@@ -3,7 +3,8 @@
 The window of a cell is split into its channels, the same ResNet-18 describes each channel by F numbers, and the blocks of all
 channels, in the order of the markers, are the embedding: [B, C, S, S] -> [B, C * F]. Training is SimCLR on windows of
 random (image, cell, channel) triples: two views of a window go through the encoder and a projector (three hidden layers of
-512, then 128 numbers), and NT-Xent with temperature 0.05 pulls them together; LARS takes the steps.
+512, then 128 numbers), and NT-Xent with temperature 0.05 pulls them together. The published recipes take thousands of steps
+of LARS; the default takes hundreds of Adam's, which get further in the minutes that a CPU has.
 
 An encoder is bound to no panel. `for_panel` gives the same network for other markers; what is fitted to a panel is
 only the brightness of each marker, one divisor, where no common one is given.
@@ -125,7 +126,9 @@ class ClearIT(CellEncoder):
 
     name: ClassVar[str] = "clearit"
     Config: ClassVar[type] = ClearITConfig
-    recipe: ClassVar[Recipe] = _recipe(300, 256, SimCLRViews(window_px=(32,), zoom=ZOOM))
+    recipe: ClassVar[Recipe] = Recipe(
+        300, 256, 1e-3, final_rate=0.0, warmup=0.1, constant=0.0, views=SimCLRViews(window_px=(32,), zoom=ZOOM)
+    )
     any_panel: ClassVar[bool] = True
     config: ClearITConfig
 

@@ -11,6 +11,7 @@ fixtures state. Ends with {"agree": whether all are within it, "checked": number
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import re
@@ -22,12 +23,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
+from spatialdata import SpatialData
 
 import cytonym as cy
 from cytonym.data.patches import CellPatches
+from cytonym.data.source import resolve
 from cytonym.learning.lars import LARS
 from cytonym.learning.losses import ntxent
+from cytonym.learning.maps import Mapper, released_map
+from cytonym.tl._scoring import fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,8 +54,8 @@ class Fixture:
         told = [p.read_text() for p in (folder / "README.md", folder.parent / "README.md") if p.is_file()]
         self.salt = next((m.group(1) for text in told for m in [re.search(r"salt:?\s*`?'([^']*)'", text)] if m), "")
         self.gains: dict[str, float] = {}
-        for found in re.findall(r"\{\"[^{}]*\": *[\d.]+[^{}]*\}", told[0] if told else ""):
-            self.gains |= json.loads(found)
+        for found in re.findall(r"\{[\"'][^{}]*[\"']: *[\d.]+[^{}]*\}", told[0] if told else ""):
+            self.gains |= ast.literal_eval(found)
 
     def weights(self, shapes: dict[str, Any], *, gains: bool = True) -> dict[str, torch.Tensor]:
         """The state dict of `keys.json` with its numbers."""
@@ -219,8 +225,146 @@ def maps_mlp(fixture: Fixture) -> Iterator[Check]:
     yield "train_std", _error(x["x"].std(axis=0), y["train_std"]), 1e-9
 
 
+# --------------------------------------------------------------------------------------------------------------- Nimbus
+def nimbus_unet(fixture: Fixture) -> Iterator[Check]:
+    """The network with both ways of padding, on sizes that poolings divide and do not divide."""
+    model = _published(cy.models.Nimbus, fixture.weights(fixture.keys))
+    yield "parameters", abs(sum(p.numel() for p in model.parameters()) - 35_607_809), 0.0
+    with torch.inference_mode():
+        for name in fixture.inputs:
+            x = torch.from_numpy(fixture.inputs[name])
+            logits = model.logits(x, name.split("_")[0])
+            yield f"{name}_logit", _error(logits, fixture.outputs[f"{name}_logit"]), 1e-4
+            yield name, _error(model(x, name.split("_")[0]), fixture.outputs[name]), 1e-5
+
+
+def nimbus_pipeline(fixture: Fixture) -> Iterator[Check]:
+    """From images and masks to factors, what the network sees, maps and scores, by `tl.score_markers`."""
+    x, y = fixture.inputs, fixture.outputs
+    model = _published(cy.models.Nimbus, fixture.weights(fixture.keys))
+    channels = [str(c) for c in x["channels"]]
+    fovs = sorted({key.split("_")[0] for key in x if key.endswith("_mask") and key.startswith("fov")})
+    samples = [
+        cy.io.from_arrays(np.stack([x[f"{fov}_{c}"] for c in channels]), x[f"{fov}_mask"], channels=channels, name=fov)
+        for fov in fovs
+    ]
+    joined = SpatialData.init_from_elements({k: v for s in samples for _, k, v in s.gen_elements() if k != "table"})
+    keys = {"image_key": [f"{fov}_image" if f"{fov}_image" in joined.images else fov for fov in fovs]}
+    factors: dict[str, float] = {}
+    for tag, views, size in (("plain", None, 0.5), ("tta", "released", 0.5), ("mag10", None, 1.0)):
+        chosen = keys["image_key"] if tag != "mag10" else keys["image_key"][:1]
+        regions = sorted(joined.labels)[: len(chosen)]
+        options: dict[str, Any] = {"pixel_size": size, "views": views, "tiles": "released", "image_added": f"{tag}_p"}
+        found = cy.tl.score_markers(
+            joined,
+            model,
+            image_key=chosen,
+            labels_key=regions,
+            inplace=False,
+            normalization=factors or "released",
+            **options,
+        )
+        if tag == "plain":
+            table = found.uns["nimbus"]["normalization"]
+            factors = dict(zip(table["marker"], table["factor"].astype(float), strict=True))
+            for c in channels:
+                yield f"norm_{c}", abs(factors[c] / float(y[f"norm_{c}"]) - 1), 1e-6
+            yield from _nimbus_inputs(y, joined, model, chosen, regions, factors)
+        scores = found.obsm["nimbus_positivity"]
+        rows = pd.Index(_fov(found, regions, fovs) + "/" + found.obs["instance_id"].astype(str))
+        at = rows.get_indexer(pd.Index([f"{f}/{i}" for f, i in zip(y[f"{tag}_fov"], y[f"{tag}_label"], strict=True)]))
+        yield f"{tag}: cells", float((at < 0).sum()), 0.0
+        for c in channels:
+            yield f"{tag}_score_{c}", _error(scores[c].to_numpy()[at], y[f"{tag}_score_{c}"]), 1e-4
+        for name in [key for key in y if key.startswith(f"{tag}_map_")]:
+            fov, c = name.removeprefix(f"{tag}_map_").split("_")[:2]
+            image = f"{chosen[fovs.index(fov)]}_{tag}_p" if len(chosen) > 1 else f"{tag}_p"
+            shape = x[f"{fov}_{c}"].shape
+            full = _stretched(joined.images[image].sel(c=c).to_numpy(), shape)
+            yield name, _error(full[::2, ::2] if name.endswith("sub2") else full, y[name]), 1e-4
+            if name.endswith(f"{fov}_{c}") and f"{tag}_uint8_{fov}_{c}" in y:
+                eight = np.abs((255 * full).astype(np.uint8).astype(int) - y[f"{tag}_uint8_{fov}_{c}"].astype(int))
+                yield f"{tag}_uint8_{fov}_{c}", float(eight.max()), 1.0
+    yield from _nimbus_tiles(x, y, model)
+    yield from _nimbus_odd(x, y)
+
+
+def _fov(table: Any, regions: list[str], fovs: list[str]) -> Any:
+    return table.obs["region"].astype(str).map(dict(zip(regions, fovs, strict=False)))
+
+
+def _nimbus_inputs(
+    y: Arrays, sdata: Any, model: Any, images: list[str], regions: list[str], factors: dict[str, float]
+) -> Iterator[Check]:
+    sources = resolve(sdata, image_key=images, labels_key=regions)
+    for field, fov in zip(fields(sources, model, normalization=factors, pixel_size=0.5), ("fov0", "fov1"), strict=True):
+        height, width = field.canvas.shape
+        box = (0, height, 0, width)
+        interior = field.canvas.interior(box)
+        every = np.arange(len(field.factors))
+        markers = field.canvas.markers(box, every, field.factors)
+        for c, layer in zip(field.canvas.source.channels, markers, strict=True):
+            expected = y.get(f"input_{fov}_{c}")
+            if expected is not None:
+                yield f"input_{fov}_{c}", _error(np.stack([layer, interior])[None], expected), 1e-6
+        if fov == "fov0" and "sixviews_half_res_fov0_CD4" in y:
+            with Mapper(model, views="six_views", device="cpu") as mapper:
+                mean, _ = mapper(markers[[field.canvas.source.channels.index("CD4")]], interior)
+            yield "sixviews_half_res_fov0_CD4", _error(mean[0], y["sixviews_half_res_fov0_CD4"]), 1e-4
+
+
+def _nimbus_tiles(x: Arrays, y: Arrays, model: Any) -> Iterator[Check]:
+    """Tile-and-stitch with tiles of 256 and of 1024 pixels."""
+    with Mapper(model, device="cpu") as mapper:
+        for name, tile_px in (("tile_small", 256), ("tile_big", 1024)):
+            image = x[f"{name}_img_u8"].astype(np.float32) / 255
+            mask = x[f"{name}_mask_u8"].astype(np.float32)
+            found = released_map(mapper, image[None], mask, tile_px=tile_px)[0]
+            if name in y:
+                yield name, _error(found[None], y[name]), 1e-4
+            if f"{name}_sub8" in y:
+                yield f"{name}_sub8", _error(found[0, ::8, ::8], y[f"{name}_sub8"]), 1e-4
+            for rows in [key for key in y if key.startswith(f"{name}_rows_")]:
+                first, last = map(int, rows.rsplit("_", 2)[1:])
+                yield rows, _error(found[0, first:last], y[rows]), 1e-4
+
+
+class _Through(cy.models.Nimbus):
+    """The marker itself, cut to what the published network would give."""
+
+    def forward(self, x: torch.Tensor, padding: str = "reflect") -> torch.Tensor:
+        height, width = (n // 16 * 16 for n in x.shape[2:])
+        return x[:, :1, :height, :width]
+
+    def for_inference(self) -> torch.nn.Module:
+        return self
+
+
+def _nimbus_odd(x: Arrays, y: Arrays) -> Iterator[Check]:
+    """Sizes that neither rescaling nor the network divides, without weights."""
+    sdata = cy.io.from_arrays(x["odd_CD8"][None], x["odd_mask"], channels=["CD8"])
+    model = _Through(config=cy.models.NimbusConfig(filters=1))
+    found = cy.tl.score_markers(sdata, model, pixel_size=0.5, tiles="released", image_added="p", inplace=False)
+    factor = float(found.uns["nimbus"]["normalization"]["factor"].iloc[0])
+    yield "odd_norm_CD8", abs(factor / float(y["odd_norm_CD8"]) - 1), 1e-6
+    [field] = fields(resolve(sdata, image_key="image"), model, normalization={"CD8": factor}, pixel_size=0.5)
+    box = (0, field.canvas.shape[0], 0, field.canvas.shape[1])
+    pixels = field.canvas.markers(box, np.arange(1), field.factors)
+    yield "odd_input", _error(np.stack([pixels[0], field.canvas.interior(box)])[None], y["odd_input"]), 2e-5
+    yield "odd_map", _error(_stretched(sdata.images["p"].to_numpy()[0], x["odd_CD8"].shape), y["odd_map"]), 1e-4
+    at = pd.Index(found.obs["instance_id"]).get_indexer(pd.Index(y["odd_label"]))
+    yield "odd_score", _error(found.obsm["nimbus_positivity"]["CD8"].to_numpy()[at], y["odd_score"]), 1e-4
+
+
+def _stretched(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Nearest neighbour by the released program's rule."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, x.shape, strict=True))
+    return x[np.ix_(rows, columns)]
+
+
 CHECKS: dict[str, Callable[[Fixture], Iterator[Check]]] = {
-    check.__name__: check for check in (clearit_encoder, clearit_loss, clearit_misc, maps_mlp)
+    check.__name__: check
+    for check in (clearit_encoder, clearit_loss, clearit_misc, maps_mlp, nimbus_unet, nimbus_pipeline)
 }
 
 

@@ -80,6 +80,17 @@ BENCHMARKS = (
     ),
     Benchmark("suggest", quick=None, full="--train {mibi_lymphnode}", fields=("mibi_lymphnode",)),
     Benchmark("suggest", quick=None, full="--phantom"),
+    Benchmark("positivity", quick="--phantom --steps 60", full="--phantom"),
+    *(
+        Benchmark("positivity", quick=None, full=f"--train {{{field}}}", fields=(field,))
+        for field in ("codex_lymphoid_crop", "mibi_lymphnode", "imc_pancreas", "mif_lymphoma_fihc4")
+    ),
+    Benchmark("positivity", quick=None, full="--phantom --noise 0.1 0.2 0.3"),
+    Benchmark(
+        "scoring",
+        quick="--size 2048 --channels 8 --speed-size 2000 --speed-channels 2",
+        full="--size 8192 --channels 40",
+    ),
 )
 
 

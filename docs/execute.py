@@ -21,7 +21,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("CYTONYM_DATA", ROOT.parent / "shared" / "data"))
-NEEDS = dict.fromkeys(("02_codex_without_a_mask.ipynb", "03_few_labels.ipynb"), DATA / "codex_lymphoid_crop")
+NEEDS = dict.fromkeys(
+    ("02_codex_without_a_mask.ipynb", "03_few_labels.ipynb", "04_marker_positivity.ipynb"), DATA / "codex_lymphoid_crop"
+)
 LIMIT_MB = 1.5
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
 import torch
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import cytonym as cy
 from cytonym.cli import app
+from cytonym.models.checkpoint import weights_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +52,10 @@ def fails(*arguments: Any, code: int = 1) -> str:
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result.stderr.strip().splitlines()[-1]
+
+
+def copies(stores: list[Path], folder: Path) -> list[Path]:
+    return [Path(shutil.copytree(store, folder / store.name)) for store in stores]
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +188,203 @@ def test_embed_says_what_is_wrong(store: Path, model: Path, tmp_path: Path) -> N
     assert "No channel 'CD99'" in fails("embed", store, "--model", model, "--channel", "CD99")
 
 
+# ---------------------------------------------------------------------------------------------------------------- score
+@pytest.fixture(scope="module")
+def tiny(store: Path) -> Path:
+    """A scorer that nobody trained."""
+    path = store.parent / "tiny"
+    cy.models.save(cy.models.Nimbus.from_seed(cy.models.NimbusConfig(filters=4, depth=3)), path)
+    return path
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
+
+
+RULES = ",parent,CD3,CD8,CD20\nT,,+,,\nCD8 T,T,,+,\nB,,,,+\n"
+
+
+def test_score_saves_scores_and_calls(store: Path, tiny: Path, tmp_path: Path) -> None:
+    [copy] = copies([store], tmp_path)
+    result = call("score", copy, "--model", tiny, "--device", "cpu", "--without", "DNA,CD45", "--threshold", "0.45")
+    assert result.exit_code == 0, result.output
+    first, second = result.stdout.rstrip().splitlines()
+    assert first == f"{copy}: 40 cells, 10 markers, table 'table' saved"
+
+    sdata = sd.read_zarr(store)
+    markers = [m for m in sdata["image"].c.values if m not in ("DNA", "CD45")]
+    cy.tl.score_markers(sdata, tiny, channels=markers, device="cpu")
+    cy.tl.call_markers(sdata["table"], threshold=0.45)
+    saved = sd.read_zarr(copy)["table"]
+    for key in ("nimbus_positivity", "nimbus_uncertainty", "nimbus_calls"):
+        np.testing.assert_array_equal(saved.obsm[key], sdata["table"].obsm[key])
+        assert list(saved.obsm[key]) == markers
+    shares = (saved.obsm["nimbus_calls"] == 1).mean()
+    assert second == "  positive: " + ", ".join(f"{m} {100 * shares[m]:.0f} %" for m in markers)
+
+
+def test_score_names_cells_by_rules(store: Path, tiny: Path, tmp_path: Path) -> None:
+    stores = [*copies([store], tmp_path / "a"), *copies([store], tmp_path / "b")]
+    rules, out = tmp_path / "rules.csv", tmp_path / "new" / "scores.csv"
+    rules.write_text(RULES)
+    options = ["--rules", rules, "--out", out, "--key-added", "tiny", "--channel", "CD3,CD8,CD20", "--device", "cpu"]
+    result = call("score", *stores, "--model", tiny, *options)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.rstrip().splitlines()
+    assert len(lines) == 9  # four for each store, and the file
+    assert lines[-1] == f"Scores: {out}"
+    assert sorted(p.name for p in out.parent.iterdir()) == ["scores.csv"]
+
+    table = sd.read_zarr(stores[1])["table"]
+    shares = table.obs["phenotype"].value_counts(normalize=True)
+    assert lines[6] == "  phenotype: " + ", ".join(
+        f"{name} {100 * shares[name]:.0f} %" for name in ("T", "CD8 T", "B", "Unknown")
+    )
+    n = int(table.obs["phenotype_conflict"].sum())
+    assert lines[7] == (f"  conflicts: {n} cells match several types" if n else "  conflicts: none")
+    assert table.uns["phenotype"]["params"] == {"key": "tiny_calls", "scores": "tiny_positivity"}
+
+    listed = pd.read_csv(out)
+    assert list(listed) == ["store", "region", "instance_id", "x", "y", "CD3", "CD8", "CD20", "phenotype"]
+    assert listed["store"].tolist() == [str(s) for s in stores for _ in range(40)]
+    here = listed[listed["store"] == str(stores[1])]
+    np.testing.assert_array_equal(here["instance_id"], table.obs["instance_id"])
+    np.testing.assert_allclose(here[["x", "y"]], table.obsm["spatial"])
+    np.testing.assert_allclose(here[["CD3", "CD8", "CD20"]], table.obsm["tiny_positivity"], rtol=1e-6)
+    np.testing.assert_array_equal(here["phenotype"], table.obs["phenotype"])
+
+    before = contents(stores[0])
+    assert fails("score", *stores, "--model", tiny, *options) == (
+        f"error: {out} exists already. Choose another name, or replace it with --force."
+    )
+    assert contents(stores[0]) == before
+    assert call("score", stores[0], "--model", tiny, *options, "--force").exit_code == 0
+    assert "store" not in pd.read_csv(out)
+
+
+def test_score_cells_without_masks_into_a_new_table(tiny: Path, tmp_path: Path) -> None:
+    sdata = cy.datasets.tissue_phantom(n_cells=40, size_px=64, centers_only=True, rng=0)
+    del sdata.tables["table"]
+    sdata.write(tmp_path / "centers.zarr")
+    options = ["--shapes", "centers", "--table", "cells", "--pixel-size", 1, "--diameter-um", 6, "--views", "six_views"]
+    result = call("score", tmp_path / "centers.zarr", "--model", tiny, "--channel", "CD3", "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    assert "40 cells, 1 markers, table 'cells' saved" in result.stdout
+    params = sd.read_zarr(tmp_path / "centers.zarr")["cells"].uns["nimbus"]["params"]
+    assert params["views"] == "six_views"
+    assert list(params["cells"]) == ["discs of 6 px"]
+    assert list(params["pixel_size_from"]) == ["given"]
+
+
+def test_score_says_how_many_cells_have_a_score(store: Path, tiny: Path, tmp_path: Path) -> None:
+    [copy] = copies([store], tmp_path)
+    sdata = sd.read_zarr(copy)
+    table = sdata["table"]
+    table.obs["instance_id"] = table.obs["instance_id"].where(np.arange(40) >= 3, table.obs["instance_id"] + 1000)
+    cy.io.save_table(sdata)
+    result = call("score", copy, "--model", tiny, "--channel", "CD3", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert f"{copy}: 37 of 40 cells, 1 markers" in result.stdout
+
+
+def test_score_with_published_weights(store: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [copy] = copies([store], tmp_path)
+    file = tmp_path / "weights" / "V1.pt"
+    file.parent.mkdir()
+    torch.save(cy.models.load(tiny).state_dict(), file)
+    options = ["--channel", "CD3", "--device", "cpu"]
+    for model in (file, file.parent):
+        result = call("score", copy, "--model", model, *options)
+        assert result.exit_code == 0, result.output
+        told = sd.read_zarr(copy)["table"].uns["nimbus"]["model"]
+        assert told["provenance"]["published"] == "V1.pt"
+        assert told["weights_sha256"] == weights_sha256(cy.models.load(tiny))
+
+    asked: list[str] = []
+
+    def published(source: str) -> Any:
+        asked.append(source)
+        return cy.models.load(tiny)
+
+    monkeypatch.setattr(cy.models.Nimbus, "from_published", published)
+    assert call("score", copy, "--model", "lab/scorer", *options).exit_code == 0
+    assert asked == ["lab/scorer"]
+
+
+def test_score_adds_probabilities_or_leaves_the_store_as_it_was(
+    store: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [copy] = copies([store], tmp_path)
+    before = contents(copy)
+    options = ["--model", tiny, "--channel", "CD3,CD8", "--device", "cpu", "--probabilities", "likely"]
+
+    write = sd.SpatialData.write_element
+
+    def stop(*args: Any, **_: Any) -> None:
+        if args[1:] == ("likely",):
+            write(*args)
+        raise KeyboardInterrupt
+
+    for where, name in ((sd.SpatialData, "write_element"), (cy.tl, "call_markers"), (cy.io, "save_table")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, stop)
+            assert fails("score", copy, *options, code=130) == "interrupted"
+        assert contents(copy) == before
+
+    result = call("score", copy, *options)
+    assert result.exit_code == 0, result.output
+    assert (
+        result.stdout.rstrip().splitlines()[-1].startswith("  probabilities: 'likely', as images; from now on --image")
+    )
+    sdata = sd.read_zarr(copy)
+    assert sdata["likely"].shape == (2, 64, 64)
+    assert list(sdata["likely"].c.values) == ["CD3", "CD8"]
+    assert fails("score", copy, "--image", "image", *options) == (
+        f"error: {copy} has an element 'likely' already. Choose another name with --probabilities."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--channel", "CD99"], "No channel 'CD99'. Available: ['DNA', 'CD45',"),
+        (["--labels", "mask"], "No labels element 'mask' in `sdata.labels`. Available: ['cells']."),
+        (["--views", "four"], "--views must be one of ['none', 'six_views', 'released'], got 'four'."),
+        (["--pixel-size", "0"], "`pixel_size` must be positive, got 0.0."),
+        (["--rules", "gone.csv"], "No file 'gone.csv' with rules."),
+        (
+            ["--rules", "rules.csv", "--without", "CD8"],
+            "No calls for the markers ['CD8'] of `rules`. Available: ['DNA',",
+        ),
+        (["--probabilities", "cells"], "STORE has an element 'cells' already. Choose another name"),
+        (
+            ["--model", "nimbus"],
+            "--model nimbus: the published weights are not part of the package. --model JLrumberger",
+        ),
+        (["--model", "compct"], "'compct' is neither 'compact' nor the folder of a checkpoint."),
+        (["--model", "gone.pt"], "No file at 'gone.pt'."),
+        (["--model", "ENCODER"], "'ENCODER' holds a nextmarker, but a scorer is needed here"),
+        (["--device", "abacus"], "Unknown device 'abacus'"),
+    ],
+)
+def test_score_says_what_is_wrong(
+    store: Path,
+    tiny: Path,
+    model: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rules.csv").write_text(RULES)
+    before = contents(store)
+    given = [o.replace("ENCODER", str(model)) for o in options]
+    line = fails("score", store, *(given if "--model" in given else ["--model", tiny, *given]))
+    assert line.startswith("error: " + message.replace("STORE", str(store)).replace("ENCODER", str(model)))
+    assert contents(store) == before
+
+
 # ------------------------------------------------------------------------------------------------------------- classify
 @pytest.fixture(scope="module")
 def patients(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
@@ -195,10 +398,6 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         obs["patient"], obs["test"] = f"patient {i}", i == 2
         sdata.write(folder / f"{i}.zarr")
     return [folder / f"{i}.zarr" for i in range(3)]
-
-
-def copies(stores: list[Path], folder: Path) -> list[Path]:
-    return [Path(shutil.copytree(store, folder / store.name)) for store in stores]
 
 
 def test_classify_saves_names_and_says_how_good(patients: list[Path], tmp_path: Path) -> None:
@@ -446,6 +645,7 @@ def test_help_has_examples_and_exit_codes() -> None:
         (["demo"], "cytonym demo --out demo --steps 1000"),
         (["train"], "cytonym train tumour.zarr --out panel"),
         (["embed"], "cytonym embed tumour.zarr --model panel"),
+        (["score"], "cytonym score sample_*.zarr --without DNA --rules types.csv --out scores.csv"),
         (["classify"], "cytonym classify tumour.zarr --labels label --groups patient"),
         ([], "130 interrupted"),
     ):

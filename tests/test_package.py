@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cytonym"
 NAMESPACES = ["io", "pp", "tl", "pl", "get", "metrics", "datasets", "models"]
-TOP = ("cli", "_classify", "_demo", "_report", "_report_figures", "_terminal")
+TOP = ("cli", "_classify", "_demo", "_options", "_report", "_report_figures", "_score", "_terminal")
 VERBS = ("tl", "pp", "pl", "io", "datasets", "get")
 
 # What a room may import from, beside itself and `_shared`. Arrows run down only.
@@ -165,6 +165,7 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
     sdata = type(sdata)(images=dict(sdata.images))
     cy.pp.find_cells(sdata, "DNA")
     model = cy.tl.fit_encoder(sdata, steps=2, batch_size=16, device="cpu")
+    scorer = cy.models.Nimbus.from_seed(cy.models.NimbusConfig(filters=4, depth=3))
     del sdata.shapes["centers"]
     steps: dict[str, Callable[[], Any]] = {
         "pp.find_cells": lambda: cy.pp.find_cells(sdata, "DNA"),
@@ -174,11 +175,19 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
             cy.tl.explain_cells(sdata, model, method=method, device="cpu")
             for method in ("activation", "gradient", "occlusion")
         ],
-        "tl.cluster_cells": lambda: cy.tl.cluster_cells(sdata["table"], use_rep="X_nextmarker"),
+        "tl.cluster_cells": lambda: [
+            cy.tl.cluster_cells(sdata["table"], use_rep="X_nextmarker"),
+            cy.tl.cluster_cells(sdata["table"], use_rep="X_nextmarker", method="som", grid=(5, 5), n_clusters=4),
+        ],
         "io.read_geojson": lambda: cy.io.read_geojson(
             sdata, cy.io.write_geojson(sdata, tmp_path / "cells.geojson", classes="phenograph")
         ),
         "tl.classify_cells": lambda: cy.tl.classify_cells(sdata["table"], "label"),
+        "tl.score_markers": lambda: cy.tl.score_markers(sdata, scorer, device="cpu"),
+        "tl.call_markers": lambda: cy.tl.call_markers(
+            sdata["table"], labels=(sdata["table"].to_df().rank(pct=True) > 0.7).astype(int), by="region"
+        ),
+        "tl.phenotype_cells": lambda: cy.tl.phenotype_cells(sdata["table"], {"T": "CD3+", "B": "CD20+ CD3-"}),
     }
     page = outputs()
     rows: dict[str, list[list[str]]] = {}

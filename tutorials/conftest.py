@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 DATA = Path(os.environ.get("CYTONYM_DATA", Path(__file__).parents[2] / "shared" / "data"))
-NEEDS = dict.fromkeys(("02_codex_without_a_mask.ipynb", "03_few_labels.ipynb"), "codex_lymphoid_crop")
+NEEDS = dict.fromkeys(
+    ("02_codex_without_a_mask.ipynb", "03_few_labels.ipynb", "04_marker_positivity.ipynb"), "codex_lymphoid_crop"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

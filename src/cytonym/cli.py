@@ -5,10 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cytonym._options import (
+    Channel,
+    Device,
+    Image,
+    Labels,
+    Points,
+    Scale,
+    Seed,
+    Shapes,
+    Size,
+    Steps,
+    Stores,
+    System,
+    Table,
+    Without,
+    chosen_channels,
+    element_keys,
+)
 from cytonym._terminal import errors, listen, open_store, unused, writable
 
 app = typer.Typer(
@@ -19,33 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Stores = Annotated[list[Path], typer.Argument(metavar="STORE...", help="SpatialData stores (.zarr).")]
-Image = Annotated[
-    list[str] | None, typer.Option("--image", metavar="NAME", help="Image of the store; repeat for several.")
-]
-Labels = Annotated[list[str] | None, typer.Option("--labels", metavar="NAME", help="Label image that names the cells.")]
-Shapes = Annotated[list[str] | None, typer.Option("--shapes", metavar="NAME", help="Shapes that name the cells.")]
-Points = Annotated[list[str] | None, typer.Option("--points", metavar="NAME", help="Points that name the cells.")]
-Table = Annotated[str, typer.Option("--table", metavar="NAME", help="Table that the results go to.")]
-System = Annotated[str, typer.Option("--coordinate-system", metavar="NAME", help="Where images and cells meet.")]
-Scale = Annotated[str | None, typer.Option("--scale", metavar="NAME", help="Level of a multi-scale image.")]
-Channel = Annotated[
-    list[str] | None,
-    typer.Option("--channel", metavar="NAME", help="Channel to use; repeat for several, or a,b,c. Default: all."),
-]
-Without = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--without", metavar="NAME", help="Channel to leave out, such as a metal or an empty one; repeat, or a,b,c."
-    ),
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of training. Default: the method's recipe.")]
-Size = Annotated[
-    int | None, typer.Option(min=1, help="Side of the window around a cell, in pixels. Default: the method's.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
@@ -188,8 +179,8 @@ def train(
         samples = [open_store(store) for store in stores]
         unfinished = out.with_name(out.name + ".unfinished")
         encoder = cy.tl.fit_encoder(
-            samples, model, **_keys(image, labels, shapes, points), table_key=table,
-            coordinate_system=coordinate_system, scale=scale, channels=_channels(samples, image, channel, without), size_px=size_px, size_um=size_um,
+            samples, model, **element_keys(image, labels, shapes, points), table_key=table,
+            coordinate_system=coordinate_system, scale=scale, channels=chosen_channels(samples, image, channel, without), size_px=size_px, size_um=size_um,
             steps=steps, batch_size=batch_size, rng=seed, device=device, checkpoint_dir=unfinished,
         )  # fmt: skip
         cy.models.save(encoder, out, overwrite=force)
@@ -228,11 +219,82 @@ def embed(
         for store in stores:
             sdata = open_store(store)
             cy.tl.embed_cells(
-                sdata, encoder, **_keys(image, labels, shapes, points), table_key=table,
-                coordinate_system=coordinate_system, scale=scale, channels=_channels([sdata], image, channel), key_added=key_added, device=device,
+                sdata, encoder, **element_keys(image, labels, shapes, points), table_key=table,
+                coordinate_system=coordinate_system, scale=scale, channels=chosen_channels([sdata], image, channel), key_added=key_added, device=device,
             )  # fmt: skip
             cy.io.save_table(sdata, table)
             typer.echo(f"{store}: {sdata[table].n_obs:,} cells, table {table!r} saved")
+
+
+@app.command(
+    epilog="Examples:\n\n`cytonym score tumour.zarr`\n\n"
+    "`cytonym score sample_*.zarr --without DNA --rules types.csv --out scores.csv`\n\n"
+    "`cytonym score tumour.zarr --model JLrumberger/Nimbus-Inference --pixel-size 0.5 --device cuda`",
+)
+def score(
+    context: typer.Context,
+    stores: Stores,
+    *,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="compact, the scorer that ships; the folder of a trained one; or the published weights of Nimbus, a FILE.pt or "
+            "their name on the Hugging Face hub (OWNER/NAME).",
+        ),
+    ] = "compact",
+    image: Image = None,
+    labels: Labels = None,
+    shapes: Shapes = None,
+    points: Points = None,
+    table: Table = "table",
+    coordinate_system: System = "global",
+    scale: Scale = None,
+    channel: Channel = None,
+    without: Without = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(help="Micrometres a pixel. Default: what the image says, else by the size of its cells."),
+    ] = None,
+    diameter_um: Annotated[
+        float | None, typer.Option(help="Diameter of the disc of cells that have no mask. Default: 8.")
+    ] = None,
+    views: Annotated[
+        str,
+        typer.Option(help="none; six_views, steadier at six times the cost; or released, as in the published program."),
+    ] = "none",
+    probabilities: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Add the probability of each pixel to the store, as an image.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Cells are positive from this score on.")] = 0.5,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="Name the cells: a line a cell type, a column a marker, entries +, - or nothing; a column `parent` for types that are "
+            "kinds of others.",
+        ),
+    ] = None,
+    key_added: Annotated[str, typer.Option(metavar="NAME", help="Name of the results.")] = "nimbus",
+    out: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Write the scores of all cells, too.")] = None,
+    device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace a CSV file that is already there.")] = False,
+) -> None:
+    """Say which markers each cell is positive for, and save the tables.
+
+    Each store is scored by itself and saved when it is done, in one step: an interrupt leaves the old table.
+    """
+    with errors(context):
+        from cytonym._score import Job
+
+        job = Job(
+            stores=stores, table_key=table, images=image, model=model, views=views, probabilities=probabilities, rules=rules,
+            where=element_keys(image, labels, shapes, points) | {"coordinate_system": coordinate_system, "scale": scale},
+            channels=lambda samples: chosen_channels(samples, image, channel, without), threshold=threshold, key_added=key_added,
+            settings={"pixel_size": pixel_size, "diameter_um": diameter_um, "device": device}, out=out, force=force,
+        )  # fmt: skip
+        for line in job.run():
+            typer.echo(line)
 
 
 @app.command(
@@ -327,30 +389,8 @@ def classify(
         job = Job(
             stores=stores, labels=labels, groups=groups, test=test, method=method, model=model, out=out, rep=rep, key_added=key_added,
             from_geojson=from_geojson, only_changed=only_changed, to_geojson=to_geojson, table_key=table,
-            where=_keys(image, mask, shapes, points) | {"coordinate_system": coordinate_system, "scale": scale},
-            channels=lambda samples: _channels(samples, image, channel), seed=seed, device=device, force=force,
+            where=element_keys(image, mask, shapes, points) | {"coordinate_system": coordinate_system, "scale": scale},
+            channels=lambda samples: chosen_channels(samples, image, channel), seed=seed, device=device, force=force,
         )  # fmt: skip
         for line in job.run():
             typer.echo(line)
-
-
-def _channels(
-    samples: list[Any], images: list[str] | None, channel: list[str] | None, without: list[str] | None = None
-) -> list[str] | None:
-    """Names out of the channels of the images in use, None for all of them."""
-    from spatialdata.models import get_channel_names
-
-    from cytonym._demo import choose_channels
-
-    if not channel and not without:
-        return None
-    used = [sdata.images[key] for sdata in samples for key in sdata.images if images is None or key in images]
-    return choose_channels(
-        list(dict.fromkeys(str(c) for one in used for c in get_channel_names(one))), channel, without
-    )
-
-
-def _keys(image: Any, labels: Any, shapes: Any, points: Any) -> dict[str, Any]:
-    """An option that was given once is a name, several times a list, never is None."""
-    given = {"image_key": image, "labels_key": labels, "shapes_key": shapes, "points_key": points}
-    return {key: (names[0] if len(names) == 1 else names) if names else None for key, names in given.items()}

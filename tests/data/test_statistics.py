@@ -114,3 +114,46 @@ def test_pixels_that_are_no_numbers(make_source):
     for binning in (1, 2):
         with pytest.raises(ValueError, match=re.escape(message)):
             channel_statistics([source], binning=binning)
+
+
+# --- also where there are no cells ---
+
+
+def test_everywhere_looks_at_all_pixels_of_small_images(make_source):
+    pixels = np.random.default_rng(0).poisson(1.0, (2, 300, 280)).astype("u2")
+    pixels[:, 256:] *= 50
+    source = make_source(pixels, [[10.0, 10.0]])
+    found = channel_statistics([source], quantile=0.99, everywhere=True)
+    for c in range(2):
+        assert found["quantile"][c] == np.quantile(pixels[c][pixels[c] > 0].astype("f4"), 0.99)
+        assert found["nonzero"][c] == pytest.approx((pixels[c] > 0).mean())
+        assert found["max"][c] == pixels[c].max()
+    assert channel_statistics([source], quantile=0.99)["max"][0] < found["max"][0]
+
+
+def test_everywhere_does_not_depend_on_cells_channels_or_storage(make_source, store_pixels, monkeypatch):
+    monkeypatch.setattr(module, "SQUARE_PX", 32)
+    pixels = np.random.default_rng(0).poisson(1.0, (3, 150, 130)).astype("u2")
+
+    def of(pixels, centers, **arguments):
+        return channel_statistics([make_source(pixels, centers, **arguments)], max_pixels=4000, seed=5, everywhere=True)
+
+    first = of(pixels, [[1.0, 1.0]])
+    for kind, chunks in [("zarr", (1, 16, 16)), ("zarr", (2, 50, 33)), ("dask", (1, 37, 20))]:
+        other = of(store_pixels(pixels, kind, chunks), [[140.0, 20.0]])
+        for name, values in other.items():
+            np.testing.assert_array_equal(values, first[name])
+    for name, values in of(pixels, [[1.0, 1.0]], channel_index=[2, 0]).items():
+        np.testing.assert_array_equal(values, first[name][[2, 0]])
+
+
+def test_everywhere_takes_a_sample_of_large_images(make_source, store_pixels):
+    array = store_pixels(np.random.default_rng(0).poisson(1.0, (1, 1500, 1100)).astype("u1"), "zarr", (1, 256, 256))
+    pixels = array[:]
+    array.store.reads.clear()
+    source = make_source(array, [[10.0, 10.0]])
+    found = channel_statistics([source], max_pixels=4 * 256**2, everywhere=True)
+    assert 1 < len(array.store.reads) <= 4
+    assert found["nonzero"][0] == pytest.approx((pixels > 0).mean(), abs=0.01)
+    tiny = channel_statistics([source], max_pixels=5000, everywhere=True)  # less than one square: every k-th row of it
+    assert tiny["nonzero"][0] == pytest.approx((pixels > 0).mean(), abs=0.05)

@@ -168,7 +168,7 @@ def client():
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="inproc"
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="inproc"
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -368,6 +368,6 @@ def test_dask_gives_the_same(tissue, model):
     distributed = pytest.importorskip("distributed")
     sdata = tissue()
     expected = cy.tl.embed_cells(sdata, model, inplace=False)
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
         found = cy.tl.embed_cells(sdata, model, client=client, inplace=False)
     np.testing.assert_allclose(found.obsm["X_nextmarker"], expected.obsm["X_nextmarker"], atol=1e-5)

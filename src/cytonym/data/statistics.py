@@ -26,6 +26,7 @@ def channel_statistics(
     max_pixels: int = 2**22,
     seed: int = 0,
     binning: int = 1,
+    everywhere: bool = False,
 ) -> dict[str, np.ndarray]:
     """Brightness of each channel over all images.
 
@@ -45,6 +46,8 @@ def channel_statistics(
         Of the random squares. The result depends on nothing else; not on how the images are stored.
     binning
         Side of the squares of pixels that are averaged into one first.
+    everywhere
+        Look at squares without cells, too.
 
     Returns
     -------
@@ -72,7 +75,7 @@ def channel_statistics(
     found: list[list[np.ndarray]] = [[] for _ in sources[0].channels]
     n_pixels = np.zeros(len(found))
     for i, source in enumerate(sources):
-        squares, every = _squares(source, share, np.random.default_rng([seed, i]))
+        squares, every = _squares(source, share, np.random.default_rng([seed, i]), everywhere=everywhere)
         for pixels in _read_squares(source, squares, every, binning):
             _check(source, pixels)
             n_pixels += pixels.shape[1]
@@ -96,9 +99,15 @@ def channel_statistics(
     return result
 
 
-def _squares(source: CellSource, share: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def _squares(source: CellSource, share: int, rng: np.random.Generator, *, everywhere: bool) -> tuple[np.ndarray, int]:
     """Corners (y, x) [n, 2] of squares that hold cells, and which rows of pixels of them, every k-th, make the share."""
     size = np.array(source.pixels.shape[1:])
+    if everywhere:
+        squares = np.stack(np.meshgrid(*[np.arange(0, n, SQUARE_PX) for n in size], indexing="ij"), axis=-1).reshape(
+            -1, 2
+        )
+        chosen = squares[np.sort(rng.permutation(len(squares))[: max(1, share // SQUARE_PX**2)])]
+        return chosen, max(1, SQUARE_PX**2 // share)
     inside = ((source.centers >= 0) & (source.centers < size)).all(1)
     squares = np.unique(source.centers[inside].astype(np.int64) // SQUARE_PX, axis=0) * SQUARE_PX
     n = max(1, share // SQUARE_PX**2)

@@ -126,7 +126,8 @@ def predict_distributed(
     """
     from distributed import as_completed
 
-    shared = client.scatter(model, broadcast=True)
+    # with a name of its own, else it is lost with that of a call before
+    shared = client.scatter(model, broadcast=True, hash=False)
     futures = [client.submit(_encode_task, shared, task, markers, str(device), pure=False) for task in tasks]
 
     def parts() -> Iterable[Part]:
@@ -166,7 +167,7 @@ def _encode(
     model.to(device).eval()
     forward = partial(_forward, model, places=places, device=device)
     try:
-        with progress_bar("embedding", n_cells, "cell", show=progress) as bar, _mapping(device) as apply:
+        with progress_bar("embedding", n_cells, "cell", show=progress) as bar, mapping(device) as apply:
             for block in read_ahead(blocks):
                 step = max(1, PIXELS_AT_ONCE.get(device.type, 2**20) // block.windows[0].size)
                 ends = [*range(0, len(block.rows), step), len(block.rows)]
@@ -180,8 +181,8 @@ def _encode(
 
 
 @contextmanager
-def _mapping(device: torch.device) -> Iterator[Callable[..., Iterable[dict[str, np.ndarray]]]]:
-    """`map` for pieces of a block: over threads on a CPU, each with one core to itself; one by one elsewhere.
+def mapping(device: torch.device) -> Iterator[Callable[..., Iterable[dict[str, np.ndarray]]]]:
+    """`map` for independent pieces of work: over threads on a CPU, each with one core to itself; one by one elsewhere.
 
     Several cores on one piece would wait for each other after every operation.
     """

@@ -15,13 +15,20 @@ from .maps import MAPSConfig as MAPSConfig
 from .nextmarker import PAPER_RECIPE as PAPER_RECIPE
 from .nextmarker import NeXtMarker as NeXtMarker
 from .nextmarker import NeXtMarkerConfig as NeXtMarkerConfig
+from .nimbus import Nimbus as Nimbus
+from .nimbus import NimbusConfig as NimbusConfig
 from .registry import available as available
+from .scorer_training import NIMBUS_RECIPE as NIMBUS_RECIPE
+from .scorer_training import SCORER_RECIPE as SCORER_RECIPE
+from .scorer_training import ScorerRecipe as ScorerRecipe
 
 __all__ = [
     "CLEARIT_TNBC1",
     "CLEARIT_TNBC2",
     "MAPS",
+    "NIMBUS_RECIPE",
     "PAPER_RECIPE",
+    "SCORER_RECIPE",
     "CellClassifier",
     "CellSighter",
     "CellSighterConfig",
@@ -33,6 +40,9 @@ __all__ = [
     "MAPSConfig",
     "NeXtMarker",
     "NeXtMarkerConfig",
+    "Nimbus",
+    "NimbusConfig",
+    "ScorerRecipe",
     "available",
     "load",
     "save",

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from cytonym.models.base import CellEncoder
     from cytonym.models.classifier import Labeller
+    from cytonym.models.nimbus import Nimbus
 
-    Model = CellEncoder | Labeller
+    Model = CellEncoder | Labeller | Nimbus
 
 FORMAT = 1
 CONFIG_FILE = "config.json"

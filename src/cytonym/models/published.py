@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ def read_published(path: str | Path, default: str) -> tuple[Path, dict[str, Tens
     try:
         with warnings.catch_warnings(action="ignore"):  # about bytes that mean nothing
             weights = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damage shows as almost any error
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # which is what torch says of a file that ends too soon
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"'{file}' cannot be read as a file of tensors ({reason}). It is damaged, or holds code, which is never run."
         raise ValueError(msg) from error

@@ -17,7 +17,7 @@ class _Entry:
     module: str
     cls: str
     kind: str
-    """"encoder" (windows in, numbers out, no labels) or "classifier" (trained on labels)."""
+    """"encoder" (windows in, numbers out, no labels), "classifier" (trained on labels) or "scorer" (which markers)."""
     task: str
     paper: str
     licence: str
@@ -40,6 +40,14 @@ _MODELS: dict[str, _Entry] = {
         kind="encoder",
         task="embed cells of any panel",
         paper="Spengler et al. 2024",
+        licence="BSD-3-Clause",
+    ),
+    "nimbus": _Entry(
+        module="cytonym.models.nimbus",
+        cls="Nimbus",
+        kind="scorer",
+        task="say which markers a cell is positive for",
+        paper="Rumberger et al. 2024",
         licence="BSD-3-Clause",
     ),
     "classifier": _Entry(
@@ -84,7 +92,7 @@ def available() -> pd.DataFrame:
     -------
     DataFrame
         One row a method, indexed by the `name` that verbs such as `tl.fit_encoder` take. Columns: `cls` (class in
-        `cytonym.models`), `kind` (encoder or classifier), `task`, `paper`, `licence` (of the code).
+        `cytonym.models`), `kind` (encoder, classifier or scorer), `task`, `paper`, `licence` (of the code).
 
     Examples
     --------
@@ -100,7 +108,7 @@ def available() -> pd.DataFrame:
 
 
 def names(kind: str) -> list[str]:
-    """Methods of a kind, ``"encoder"`` or ``"classifier"``."""
+    """Methods of a kind, ``"encoder"``, ``"classifier"`` or ``"scorer"``."""
     return [name for name, entry in _MODELS.items() if entry.kind == kind]
 
 

@@ -118,7 +118,8 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return conv.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    return (conv.weight * gain[:, None, None, None]).detach(), (norm.bias - mean * gain).detach()
 
 
 def _conv(n_in: int, n_out: int, side: int, stride: int) -> nn.Conv2d:

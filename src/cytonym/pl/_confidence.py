@@ -251,6 +251,12 @@ class _Judged:
 
 def _judge(table: AnnData, key: str, label_key: str | Sequence[str], test: str | None) -> _Judged:
     name = f"{key}_proba"
+    if "rules" in table.uns.get(key, {}):
+        msg = (
+            f"The phenotypes under {key!r} come from rules (`tl.phenotype_cells`), which give no probabilities to show. "
+            "`tl.classify_cells` writes some."
+        )
+        raise KeyError(msg)
     if name not in table.obsm or not isinstance(table.obsm[name], pd.DataFrame):
         msg = f"No DataFrame {name!r} in `obsm` of the table. Available: {sorted(map(str, table.obsm))}. `tl.classify_cells` writes it."
         raise KeyError(msg)

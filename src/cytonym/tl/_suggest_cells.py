@@ -165,6 +165,15 @@ def _labelled(adata: AnnData, key: str) -> np.ndarray:
 def _probabilities(adata: AnnData, key: str, strategy: str) -> np.ndarray | None:
     """Probabilities [n_obs, K] of a classification; None where there is none and none is needed."""
     name = f"{key}_proba"
+    if "rules" in adata.uns.get(key, {}):  # of `phenotype_cells`; probabilities there would be of other phenotypes
+        if strategy in ("uncertainty", "rarity"):
+            msg = (
+                f"The phenotypes under {key!r} come from rules (`tl.phenotype_cells`), which give no probabilities, so {strategy!r} "
+                "cannot tell what to label. Run `tl.classify_cells` first; `strategy='diversity'` needs no classifier."
+            )
+            raise KeyError(msg)
+        logger.info("The phenotypes under %r come from rules: suggestions cover what the table holds.", key)
+        return None
     if name in adata.obsm:
         return np.asarray(adata.obsm[name], dtype=np.float64)
     if strategy in ("uncertainty", "rarity") or key != "phenotype":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from cytonym.learning.engine import choose_device, progress_bar, read_ahead
 
@@ -189,6 +189,7 @@ def mapping(device: torch.device) -> Iterator[Callable[..., Iterable[dict[str, n
     if device.type != "cpu":
         yield map
         return
+    _libraries()  # found before there are threads
     with ThreadPoolExecutor(torch.get_num_threads(), "cytonym-predict", initializer=_one_core) as pool:
         yield pool.map
 
@@ -196,7 +197,13 @@ def mapping(device: torch.device) -> Iterator[Callable[..., Iterable[dict[str, n
 def _one_core() -> None:
     """Operations of torch in this thread, and in no other, run on one core."""
     torch.get_num_threads()  # torch sets a thread up at first use, and would undo what follows
-    threadpool_limits(1, user_api="openmp")
+    _libraries().limit(limits=1, user_api="openmp")
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The libraries that have threads of their own. To look for them takes milliseconds and locks that imports need as well."""
+    return ThreadpoolController()
 
 
 def _forward(

@@ -9,6 +9,7 @@ import cytonym as cy
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
 from cytonym.models.classifier import Labeller
+from cytonym.models.nimbus import Nimbus
 
 
 def test_available_lists_every_method() -> None:
@@ -21,7 +22,7 @@ def test_available_lists_every_method() -> None:
 def test_names_agree_with_classes() -> None:
     for name, row in cy.models.available().iterrows():
         cls = registry.get(str(name))
-        assert issubclass(cls, {"encoder": CellEncoder, "classifier": Labeller}[row["kind"]])
+        assert issubclass(cls, {"encoder": CellEncoder, "classifier": Labeller, "scorer": Nimbus}[row["kind"]])
         assert cls.name == name
         assert cls is getattr(cy.models, row["cls"])
 
@@ -29,7 +30,9 @@ def test_names_agree_with_classes() -> None:
 def test_names_of_a_kind() -> None:
     assert registry.names("encoder") == ["nextmarker", "clearit"]
     assert registry.names("classifier") == ["classifier", "maps", "cellsighter", "finetuned"]
-    assert sorted(registry.names("encoder") + registry.names("classifier")) == sorted(cy.models.available().index)
+    assert registry.names("scorer") == ["nimbus"]
+    every = [name for kind in ("encoder", "classifier", "scorer") for name in registry.names(kind)]
+    assert sorted(every) == sorted(cy.models.available().index)
 
 
 def test_unknown_method() -> None:

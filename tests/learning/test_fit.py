@@ -203,6 +203,27 @@ def test_the_optimiser_of_the_recipe(blend, tmp_path, optimizer):
     assert equal(fit(blend(MARKERS), batches(recipe), recipe, progress=False, checkpoint_dir=tmp_path), expected)
 
 
+def test_the_gradient_is_clipped(blend):
+    norms: dict[float, list[float]] = {0.0: [], 1e-3: []}
+
+    class Norms(lightning.Callback):
+        def __init__(self, clip: float) -> None:
+            self.clip = clip
+
+        def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
+            found = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+            norms[self.clip] += [float(torch.stack(found).norm())] if found else []
+
+    for clip in norms:
+        recipe = replace(blend.recipe, steps=3, clip=clip)
+        fit(
+            blend(MARKERS), batches(recipe), recipe,
+            device="cpu", progress=False, trainer_kwargs={"callbacks": [Norms(clip)]},
+        )  # fmt: skip
+    assert min(norms[0.0]) > 1e-2
+    assert max(norms[1e-3]) <= 1e-3 * (1 + 1e-4)
+
+
 def test_an_unknown_optimiser(blend):
     recipe = replace(blend.recipe, optimizer="sgd")
     with pytest.raises(ValueError, match=r"Unknown optimizer 'sgd' in the recipe\. Available: \['adam', 'lars'\]\."):

@@ -470,6 +470,24 @@ def test_an_unknown_pixel_size_is_guessed_from_the_cells(model, scale, caplog):
     assert field_of(centers, model, None).pixel_size == 1 / scale
 
 
+def test_without_cells_to_guess_by_a_pixel_size_is_assumed(model, caplog):
+    one = cy.io.from_arrays(np.ones((1, 40, 40), "u1"), channels=["CD3"], centers=np.array([[20.0, 20.0]]))
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        field = field_of(one, model, None)
+    assert (field.pixel_size, field.how) == (0.5, "assumed")
+    assert "0.5 micrometres are assumed. Give `pixel_size`." in caplog.text
+
+
+@pytest.mark.parametrize("size", [1e-3, 50.0])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_pixel_size_that_no_cell_could_be_seen_in(model, size, given):
+    sdata = tissue_of((40, 30), pixel_size=None if given else size)
+    with pytest.raises(
+        ValueError, match=rf"Pixels of {size:g} micrometres \({'given' if given else 'image'}\) in image"
+    ):
+        field_of(sdata, model, size if given else None)
+
+
 def test_a_pixel_size_that_is_known(model, caplog):
     sdata = tissue_of((40, 30), pixel_size=0.5)
     with caplog.at_level(logging.WARNING, logger="cytonym"):

@@ -21,7 +21,7 @@ KINDS = tuple(
     )
 )
 MODIFIED = re.compile(
-    r"(?<![a-z])p[ _-]*(h?h3|histone)|phospho|p?s(er)?[ _-]?10(?!\d)|(?<![a-z])k[ _-]?\d+[ _-]?(me|ac|ub)"
+    r"(?<![a-z])p[ _-]*(h?h3|histone)|phospho|(?<![a-z])p?s(er)?[ _-]?10(?!\d)|(?<![a-z])k[ _-]?\d+[ _-]?(me|ac|ub)"
 )
 """Marks of dividing cells, or of some nuclei only."""
 

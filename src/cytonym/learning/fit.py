@@ -98,7 +98,7 @@ def fit(
     resume
         Go on from the state in `checkpoint_dir`, if there is one. Otherwise begin anew and write over it.
     progress
-        Show a bar with loss, cells/s and the time left.
+        Show a bar with loss, cells (or tiles) a second and the time left.
     trainer_kwargs
         Passed to `lightning.Trainer`: accelerator, devices, strategy, precision, logger, callbacks, … One device is used
         unless `devices` says otherwise.
@@ -151,6 +151,7 @@ def fit(
     with DeferredInterrupt() as interrupt, _same_generators(), quiet_lightning():
         keeper = _Keeper(module, training, folder, checkpoint_every, interrupt, progress=progress)
         arguments["callbacks"] = [keeper, *arguments["callbacks"]]
+        arguments.setdefault("gradient_clip_val", recipe.clip or None)
         trainer = lightning.Trainer(max_steps=recipe.steps - start, max_epochs=1, **arguments)
         batches = _Batches(dataset, start, trainer)
         try:
@@ -258,7 +259,7 @@ class _Keeper(lightning.Callback):
         row = {"step": module.step} | {name: float(value.detach()) for name, value in outputs.items()}
         module.model.history.append(row | {"learning_rate": self.rate})
         rate = (module.step - module.start) * len(batch) * trainer.world_size / (time.perf_counter() - self.since)
-        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {rate:,.0f} cells/s", refresh=False)
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {rate:,.0f} {module.recipe.unit}s/s", refresh=False)
         self.bar.update()
         if module.step % self.every == 0 or module.step == module.recipe.steps:
             self.save(trainer)

@@ -48,6 +48,10 @@ class Recipe:
     weight_decay: float = 0.0
     optimizer: str = "adam"
     """"adam" or "lars"."""
+    unit: ClassVar[str] = "cell"
+    """What a batch is made of."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 for no limit."""
 
 
 class CellEncoder(nn.Module):

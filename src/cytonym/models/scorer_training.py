@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,7 @@ class ScorerRecipe(Recipe):
         Steps between two looks at the validation cells.
     """
 
+    unit: ClassVar[str] = "tile"
     tile_px: int = 128
     smoothing: float = 0.05
     robust_from: float = 0.75
@@ -84,7 +85,7 @@ SCORER_RECIPE = ScorerRecipe(
 
 NIMBUS_RECIPE = ScorerRecipe(
     400_000, 16, 3e-4, final_rate=0.0, warmup=0.0, constant=0.0, views=ScorerViews(), weight_decay=1e-3, tile_px=512,  # type: ignore[arg-type]
-    boundaries="background", judge_every=1000,
+    boundaries="background", judge_every=1000, clip=1.0,
 )  # fmt: skip
 """The paper's training of the published network: 300,000 steps, then 100,000 with selected cells."""
 

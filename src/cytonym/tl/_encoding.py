@@ -47,8 +47,8 @@ def window_side(sources: Sequence[CellSource], size_px: int | None, size_um: flo
     return next(iter(sides))
 
 
-def check_cells(sources: Sequence[CellSource]) -> int:
-    """Number of cells with their centre in their image, at least one in each; a warning counts the others."""
+def check_cells(sources: Sequence[CellSource], lost: str = "they get NaN") -> int:
+    """Number of cells with their centre in their image, at least one in each; a warning counts the others and says what is `lost`."""
     inside = outside = 0
     for source in sources:
         here, n = int(source.inside.sum()), len(source.centers)
@@ -58,7 +58,7 @@ def check_cells(sources: Sequence[CellSource]) -> int:
             raise ValueError(msg)
         inside, outside = inside + here, outside + n - here
     if outside:
-        msg = f"{outside:,} of {inside + outside:,} cells have their centre outside their image: they get NaN."
+        msg = f"{outside:,} of {inside + outside:,} cells have their centre outside their image: {lost}."
         warnings.warn(msg, UserWarning, stacklevel=3)
     return inside
 

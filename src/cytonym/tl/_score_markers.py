@@ -106,7 +106,8 @@ def score_markers(
     Returns
     -------
     Returns `None` if `inplace=True`, else an `AnnData`. Sets the following fields of the table `sdata[table_key]`, which is made where
-    there is none. Cells without a pixel in their image get NaN:
+    there is none; fields of an earlier call with the same `key_added` are replaced, also where it scored other channels. Cells without a
+    pixel in their image get NaN:
 
     `obsm["nimbus_positivity"]` : DataFrame [cells, markers]
         Score in 0 … 1, f4; see `tl.call_markers`, `get.markers`. 0 for a channel without signal.
@@ -140,7 +141,7 @@ def score_markers(
         sdata, image_key=image_key, labels_key=labels_key, shapes_key=shapes_key, points_key=points_key,
         table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=channels,
     )  # fmt: skip
-    n_cells = check_cells(sources)
+    n_cells = check_cells(sources, "they get NaN unless their mask reaches in")
     rows = open_table(sdata, sources, table_key)
     names = _names_of_pictures(sdata, sources, image_added)
     found = fields(sources, network, normalization=normalization, pixel_size=pixel_size, diameter_um=diameter_um)

@@ -36,6 +36,8 @@ GROUP_BYTES = (
 CELL_UM = 9.0  # diameter of a cell, to guess the size of pixels by
 DISC_UM = 8.0  # diameter of the disc in place of a mask
 PIXEL_SIZES = 2.0 ** np.arange(-3, 3)  # guesses: 0.125 … 4 micrometres
+POSSIBLE_UM = (0.02, 20.0)  # pixels in which cells can be seen
+ASSUMED_UM = 0.5  # where there are no cells to guess by
 GUESS_PX = 1024
 PAPER_QUANTILE = 0.9999
 
@@ -116,10 +118,17 @@ def fields(
         raise ValueError(msg)
     sizes = [_pixel_size(source, pixel_size) for source in sources]
     for source, (size, how) in zip(sources, sizes, strict=True):
-        if how == "guessed":
+        if not POSSIBLE_UM[0] <= size <= POSSIBLE_UM[1]:
+            msg = (
+                f"Pixels of {size:g} micrometres ({how}) in image {source.image_key!r}: cells are seen in pixels of {POSSIBLE_UM[0]} to "
+                f"{POSSIBLE_UM[1]:g}. Give `pixel_size` in micrometres."
+            )
+            raise ValueError(msg)
+        if how in ("guessed", "assumed"):
+            by = ", by the size of its cells" if how == "guessed" else ""
             logger.warning(
-                "The pixel size of image %r is unknown: %g micrometres are assumed, by the size of its cells. Give `pixel_size`.",
-                source.image_key, size,
+                "The pixel size of image %r is unknown: %g micrometres are assumed%s. Give `pixel_size`.",
+                source.image_key, size, by,
             )  # fmt: skip
     factors = brightness(sources, normalization, model.config.quantile, seed=seed)
     found = []
@@ -200,11 +209,11 @@ def _pixel_size(source: CellSource, given: float | None) -> tuple[float, str]:
         labels = source.labels.read(*box)
         areas = np.unique(labels[labels > 0], return_counts=True)[1]
         if not len(areas):
-            return 0.5, "guessed"
+            return ASSUMED_UM, "assumed"
         width_px = 2 * np.sqrt(np.median(areas) / np.pi)
     else:
         if len(centers) < 2:
-            return 0.5, "guessed"
+            return ASSUMED_UM, "assumed"
         width_px = float(np.median(cKDTree(centers).query(centers, k=2)[0][:, 1]))
     guess = CELL_UM / max(width_px, 1e-9)
     return float(PIXEL_SIZES[np.argmin(np.abs(np.log(PIXEL_SIZES / guess)))]), "guessed"

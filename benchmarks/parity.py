@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
+import hashlib
 import json
 import math
 import re
@@ -25,14 +27,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from spatialdata import SpatialData
 
 import cytonym as cy
+from cytonym.data.class_map import CellRules, cells_of_map
+from cytonym.data.class_map_images import overlay, refined_mask
 from cytonym.data.patches import CellPatches
 from cytonym.data.source import resolve
+from cytonym.learning import gan_losses
 from cytonym.learning.lars import LARS
 from cytonym.learning.losses import ntxent
 from cytonym.learning.maps import Mapper, released_map
+from cytonym.models.translation import PatchDiscriminator, TileNorm, scaled, to_uint8
 from cytonym.tl._scoring import fields
 
 if TYPE_CHECKING:
@@ -47,7 +54,7 @@ class Fixture:
     """A folder of inputs, outputs and weights."""
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.name
+        self.name, self.folder = folder.name, folder
         self.inputs, self.outputs = (_arrays(folder / f"{what}.npz") for what in ("inputs", "outputs"))
         keys = folder / "keys.json"
         self.keys: dict[str, Any] = json.loads(keys.read_text()) if keys.is_file() else {}
@@ -225,6 +232,169 @@ def maps_mlp(fixture: Fixture) -> Iterator[Check]:
     yield "train_std", _error(x["x"].std(axis=0), y["train_std"]), 1e-9
 
 
+# ------------------------------------------------------------------------------------------------------------- DeepLIIF
+def deepliif_generators(fixture: Fixture) -> Iterator[Check]:
+    """Generators from a folder of published files, on one tile of 512 pixels, and a discriminator."""
+    y = fixture.outputs
+    rgb = fixture.inputs["rgb"]
+    x = scaled(torch.from_numpy(rgb).permute(2, 0, 1)[None])
+    resnet, unet = (fixture.weights(fixture.keys[name]) for name in ("resnet_9blocks", "unet_512"))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, weights in {"G1": resnet, "GS0": unet, "GS1": unet}.items():
+            torch.save(weights, f"{folder}/latest_net_{name}.pth")
+        model = cy.models.DeepLIIF.from_published(folder, segmentation_weights=(1.0, 0.0))
+    generators = {"resnet_9blocks": (model.translators["G1"], 1e-4), "unet_512": (model.segmenters["GS0"], 2e-4)}
+    for name, (network, tolerance) in generators.items():
+        with torch.inference_mode():
+            before: torch.Tensor = network.before_tanh(x)[0]
+        out = before.tanh()
+        yield f"{name}_pre_tanh_sub8", _error(before[:, ::8, ::8], y[f"{name}_pre_tanh_sub8"]), tolerance
+        yield f"{name}_sub4", _error(out[:, ::4, ::4], y[f"{name}_sub4"]), tolerance
+        yield f"{name}_tl64", _error(out[:, :64, :64], y[f"{name}_tl64"]), tolerance
+        yield f"{name}_br64", _error(out[:, -64:, -64:], y[f"{name}_br64"]), tolerance
+        yield f"{name}_mean", _error(out.mean(dim=(1, 2)), y[f"{name}_mean"]), tolerance
+        yield f"{name}_std", _error(out.std(dim=(1, 2), unbiased=False), y[f"{name}_std"]), tolerance
+        eight = to_uint8(out).permute(1, 2, 0)[::4, ::4].short()
+        yield f"{name}_uint8_sub4", _error(eight, y[f"{name}_uint8_sub4"]), 1.0
+        yield f"{name}_uint8_sub4, share that differs", float((eight.numpy() != y[f"{name}_uint8_sub4"]).mean()), 1e-3
+        for layer in network.modules():  # what nobody should do: the stored statistics
+            if isinstance(layer, TileNorm):
+                layer.forward = functools.partial(torch.nn.BatchNorm2d.forward, layer)  # type: ignore[method-assign]
+        with torch.inference_mode():
+            stored = network(x)[0]
+        yield f"{name}_running_stats_sub8", _error(stored[:, ::8, ::8], y[f"{name}_running_stats_sub8"]), tolerance
+        apart = float(np.abs(y[f"{name}_running_stats_sub8"] - out.numpy()[:, ::8, ::8]).max())
+        yield f"{name}_running_stats_sub8 is no result", float(apart < 0.1), 0.0
+    critic = PatchDiscriminator(6).train()
+    critic.load_state_dict(fixture.weights(fixture.keys["discriminator_n4"]))
+    with torch.inference_mode():
+        logits = critic(torch.cat([x, x.flip(3)], dim=1))
+    yield "discriminator_logits", _error(logits, y["discriminator_logits"]), 1e-4
+
+
+def deepliif_losses(fixture: Fixture) -> Iterator[Check]:
+    """Terms of the losses, and the whole losses of discriminators and generators with gradients."""
+    x, y = fixture.inputs, fixture.outputs
+    modes = {"vanilla": "bce", "lsgan": "least_squares", "wgangp": "wasserstein"}
+    logits = torch.from_numpy(x["pred"])
+    for name in [key for key in y if key.startswith("gan_")]:
+        mode, smoothing, which = name.removeprefix("gan_").replace("smooth", "").split("_")
+        arguments: dict[str, Any] = {"real": which == "real", "mode": modes[mode], "smoothing": float(smoothing)}
+        yield name, _of(gan_losses.gan_loss(logits, **arguments), y[name]), 1e-5
+    a, b = (torch.from_numpy(x[f"l1_{side}"]) for side in "ab")
+    yield "smooth_l1", _of(gan_losses.smooth_l1(a, b), y["smooth_l1"]), 1e-5
+    vgg = _Vgg19(fixture.weights(fixture.keys["vgg19_features"]))
+    a, b = (torch.from_numpy(x[f"vgg_{side}"]) for side in "ab")
+    for n, term in enumerate(gan_losses.perceptual_terms(a, b, vgg)):
+        yield f"vgg_terms {n + 1}", _of(term, y["vgg_terms"][n]), 1e-5
+    yield "vgg", _of(gan_losses.perceptual_loss(a, b, vgg), y["vgg"]), 1e-5
+
+    # The published program counts the class map in the generators' loss as much as the last modality, hence .25 twice.
+    generator, discriminator = (0.1, 0.2, 0.3, 0.25, 0.25), (0.3, 0.1, 0.2, 0.25, 0.15)
+    weightings = {
+        "default": gan_losses.GanWeights((0.25, 0.15, 0.25, 0.1, 0.25)),
+        "uneven": gan_losses.GanWeights((0.5, 0.0, 0.1, 0.1, 0.3), generator, discriminator),
+    }
+    drawn = fixture.weights(fixture.keys["tiny_discriminators"])
+    names = {str(i): str(i) for i in range(1, 5)} | {"5": "segmentation"}
+    for tag, weights in weightings.items():
+        networks = {name: torch.nn.Conv2d(6, 1, 4, 2, 1) for name in sorted({key.split(".")[0] for key in drawn})}
+        for name, network in networks.items():
+            network.load_state_dict({key: drawn[f"{name}.{key}"] for key in ("weight", "bias")})
+        critics = [network for name, network in networks.items() if len(name) == 2]
+        judges = [network for name, network in networks.items() if len(name) == 3]
+        made = [torch.from_numpy(x[f"fake_B_{i}"].copy()).requires_grad_() for i in names]
+        real = [torch.from_numpy(x[f"real_B_{i}"]) for i in names]
+        pair = gan_losses.Stains(real[:4], real[4]), gan_losses.Stains(made[:4], made[4])
+        known = critics, judges, torch.from_numpy(x["real_A"]), *pair, weights
+        found = gan_losses.discriminator_loss(*known)
+        found["loss"].backward()
+        yield f"{tag}_loss_D", _of(found["loss"], y[f"{tag}_loss_D"]), 1e-4
+        for i, name in names.items():
+            for what in ("fake", "real"):
+                yield f"{tag}_D_{what}_{i}", _of(found[f"{what}_{name}"], y[f"{tag}_D_{what}_{i}"]), 1e-5
+        for name in ("D1", "D51"):
+            yield f"{tag}_{name}_weight_grad", _error(networks[name].weight.grad, y[f"{tag}_{name}_weight_grad"]), 1e-5
+        yield f"{tag}: gradients of made images", float(any(image.grad is not None for image in made)), 0.0
+        found = gan_losses.generator_loss(*known, features=vgg)
+        found["loss"].backward()
+        yield f"{tag}_loss_G", _of(found["loss"], y[f"{tag}_loss_G"]), 1e-4
+        found["perceptual_segmentation"] = 100 * gan_losses.perceptual_loss(made[4], real[4], vgg)  # in no loss
+        for i, name in names.items():
+            for key, what in (("GAN", "gan"), ("L1", "l1"), ("VGG", "perceptual")):
+                yield f"{tag}_G_{key}_{i}", _of(found[f"{what}_{name}"], y[f"{tag}_G_{key}_{i}"]), 1e-5
+            yield f"{tag}_grad_fake_{i}", _error(made[int(i) - 1].grad, y[f"{tag}_grad_fake_{i}"]), 1e-5
+
+
+def deepliif_postprocess(fixture: Fixture) -> Iterator[Check]:
+    """Cells, counts and pictures of class maps under every setting."""
+    folder, y = fixture.folder, fixture.outputs
+    told = json.loads((folder / "scores.json").read_text())
+    for tile, settings in told.items():
+        seg, ihc = (_picture(folder / f"{tile}_{name}.png").transpose(2, 0, 1) for name in ("seg", "ihc"))
+        marker = _picture(folder / f"{tile}_marker_max.png")
+        for setting, expected in settings.items():
+            if not isinstance(expected, dict) or "num_total" not in expected:
+                continue
+            kwargs = expected.get("kwargs", {})
+            rules = CellRules(**kwargs, resolution=expected.get("resolution", "40x"))
+            density = any(name.startswith("od_") for name in kwargs)
+            known = {"image": ihc} if density else {} if setting == "no_marker" else {"marker": marker}
+            labels, cells = cells_of_map(seg, rules, **known)
+            name = f"{tile} {setting}"
+            score = cells.score()
+            yield f"{name} score", float(any(score[key] != expected[key] for key in score)), 0.0
+            pictures = {
+                "refined": refined_mask(labels, cells),
+                "overlay": overlay(ihc.transpose(1, 2, 0), labels, cells),
+            }
+            for kind, picture in pictures.items():
+                same = hashlib.sha256(picture.tobytes()).hexdigest() == expected[f"sha256_{kind}"]
+                yield f"{name} {kind}, to the bit", float(not same), 0.0
+                if (folder / f"{tile}_{kind}_{setting}.png").is_file():
+                    apart = (picture != _picture(folder / f"{tile}_{kind}_{setting}.png")).any(axis=2).mean()
+                    yield f"{name} {kind}, share of pixels apart", float(apart), 1e-3
+        for key in [key for key in y if re.fullmatch(rf"{tile}_cells_v[35]_s\d+", key)]:
+            version, thresh = re.findall(r"_v(\d)_s(\d+)", key)[0]
+            known = {"marker": marker} if version == "3" else {"image": ihc}
+            labels, cells = cells_of_map(seg, CellRules(seg_thresh=int(thresh), marker_thresh=None), **known)
+            parts, kept = cells.parts, cells.candidate
+            value = parts.marker if version == "3" else cells.optical_density
+            columns = [parts.area, parts.n_positive >= parts.n_negative, value, parts.box, np.rint(parts.center)]
+            yield key, _error(np.column_stack(columns)[kept], y[key][:, :9]), 0.0
+            default = settings[f"cell_settings_v{version}"]
+            if int(thresh) == default["seg_thresh"]:
+                size = abs(cells.score()["size_thresh"] - default["default_size_thresh"])
+                yield f"{tile} default_size_thresh v{version}", float(size), 0.0
+        if f"{tile}_refined_from_cells" in y:
+            rebuilt = refined_mask(*cells_of_map(seg), as_published=False)
+            yield f"{tile}_refined_from_cells", _error(rebuilt, y[f"{tile}_refined_from_cells"]), 0.0
+
+
+def _picture(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+class _Vgg19:
+    """Features of VGG19 after the first rectifier of each of its five stages."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        self.weights = weights
+        self.layers = sorted({int(key.split(".")[1]) for key in weights})
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        found, previous = [], -2
+        for i in self.layers:
+            if i > previous + 2:  # poolings stand between the stages
+                x = torch.nn.functional.max_pool2d(x, 2)
+            first = previous < 0 or i > previous + 2
+            weight, bias = (self.weights[f"features.{i}.{name}"] for name in ("weight", "bias"))
+            x = torch.nn.functional.conv2d(x, weight, bias, padding=1).relu()
+            found += [x] * first
+            previous = i
+        return found
+
+
 # --------------------------------------------------------------------------------------------------------------- Nimbus
 def nimbus_unet(fixture: Fixture) -> Iterator[Check]:
     """The network with both ways of padding, on sizes that poolings divide and do not divide."""
@@ -364,7 +534,17 @@ def _stretched(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 CHECKS: dict[str, Callable[[Fixture], Iterator[Check]]] = {
     check.__name__: check
-    for check in (clearit_encoder, clearit_loss, clearit_misc, maps_mlp, nimbus_unet, nimbus_pipeline)
+    for check in (
+        clearit_encoder,
+        clearit_loss,
+        clearit_misc,
+        maps_mlp,
+        nimbus_unet,
+        nimbus_pipeline,
+        deepliif_generators,
+        deepliif_losses,
+        deepliif_postprocess,
+    )
 }
 
 
@@ -409,6 +589,11 @@ def _error(found: Any, expected: Any) -> float:
         return math.inf
     worst = np.abs(found - expected).max(initial=0.0)
     return float(worst) if np.isfinite(worst) else math.inf
+
+
+def _of(found: torch.Tensor, expected: Any) -> float:
+    """Relative error of one number."""
+    return abs(float(found.detach()) - float(expected)) / max(abs(float(expected)), 1e-12)
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:

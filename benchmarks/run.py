@@ -58,6 +58,12 @@ BENCHMARKS = (
         full="--data {mibi_tb_granuloma} {mibi_breast_fov8} {mif_lymphoma_fihc4}",
         fields=("mif_lymphoma_fihc4", "mibi_tb_granuloma", "mibi_breast_fov8"),
     ),
+    Benchmark(
+        "ihc",
+        quick="--train {ihc_deepliif} --scanners {ihc_ki67_openslide}",
+        full="--train {ihc_deepliif} --points {ihc_ki67_points} --scanners {ihc_ki67_openslide}",
+        fields=("ihc_deepliif", "ihc_ki67_points", "ihc_ki67_openslide"),
+    ),
     Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
     Benchmark("parity", quick="--fixtures {parity}", full="--fixtures {parity}", fields=("parity",)),
     Benchmark(

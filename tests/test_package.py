@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from skimage.data import immunohistochemistry
 
 import cytonym as cy
 
@@ -147,8 +148,11 @@ def outputs() -> str:
 
 
 def fields(sdata: SpatialData) -> set[tuple[str, str]]:
-    """Everything that an object holds beside its images and labels, as (where, key)."""
-    found = {("sdata.shapes", name) for name in sdata.shapes} | {("sdata.points", name) for name in sdata.points}
+    """Everything that an object holds, as (where, key)."""
+    found = {
+        (f"sdata.{kind}", name) for kind in ("images", "labels", "shapes", "points") for name in getattr(sdata, kind)
+    }
+    found |= {("sdata.attrs", key) for key in sdata.attrs}
     for table in sdata.tables.values():
         for where in ("obs", "obsm", "obsp", "layers", "uns"):
             found |= {(where, str(key)) for key in getattr(table, where)}
@@ -167,6 +171,8 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
     model = cy.tl.fit_encoder(sdata, steps=2, batch_size=16, device="cpu")
     scorer = cy.models.Nimbus.from_seed(cy.models.NimbusConfig(filters=4, depth=3))
     del sdata.shapes["centers"]
+    pixels = immunohistochemistry()[:128, -128:].transpose(2, 0, 1)
+    stained = cy.io.from_arrays(pixels, channels=["r", "g", "b"], name="ihc", pixel_size=0.6)
     steps: dict[str, Callable[[], Any]] = {
         "pp.find_cells": lambda: cy.pp.find_cells(sdata, "DNA"),
         "pp.measure_cells": lambda: cy.pp.measure_cells(sdata, statistic=["mean", "sum", "max", "std"]),
@@ -183,6 +189,9 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
             sdata, cy.io.write_geojson(sdata, tmp_path / "cells.geojson", classes="phenograph")
         ),
         "tl.classify_cells": lambda: cy.tl.classify_cells(sdata["table"], "label"),
+        "tl.translate_stain": lambda: cy.tl.translate_stain(stained),
+        "tl.segment_nuclei": lambda: cy.tl.segment_nuclei(stained, marker_key="ihc_stains", marker_channel="DAB"),
+        "tl.score_ihc": lambda: cy.tl.score_ihc(stained),
         "tl.score_markers": lambda: cy.tl.score_markers(sdata, scorer, device="cpu"),
         "tl.call_markers": lambda: cy.tl.call_markers(
             sdata["table"], labels=(sdata["table"].to_df().rank(pct=True) > 0.7).astype(int), by="region"
@@ -201,7 +210,8 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
     assert set(rows) == set(steps)
     same: list[str] = []
     for verb, run in steps.items():
-        before = fields(sdata)
+        changed = stained if verb in ("tl.translate_stain", "tl.segment_nuclei", "tl.score_ihc") else sdata
+        before = fields(changed)
         run()
         told = set()
         for key, where, *_ in rows[verb]:
@@ -213,7 +223,7 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
                 told.add((place.group(1), name))
                 inside = where.split("`uns`:")[1] if "`uns`:" in where else ""
                 told |= {("uns", f"{name}: {k}") for k in re.findall(r"`(\w+)`", inside)}
-        written = fields(sdata) - before - {("obs", "region"), ("obs", "instance_id")}
+        written = fields(changed) - before - {("obs", "region"), ("obs", "instance_id")}
         assert written, verb
         assert written <= told, f"{verb} writes what outputs.md does not list: {sorted(written - told)}"
 

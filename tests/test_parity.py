@@ -11,7 +11,18 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "parity.py"
 HERE = runpy.run_path(str(BENCHMARK))
 
 
-@pytest.mark.parametrize("method", ["clearit_encoder", "clearit_loss", "clearit_misc", "maps_mlp"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "clearit_encoder",
+        "clearit_loss",
+        "clearit_misc",
+        "maps_mlp",
+        "deepliif_generators",
+        "deepliif_losses",
+        "deepliif_postprocess",
+    ],
+)
 def test_agrees(method, parity):
     parity(method)  # skips where the numbers are not at hand
     folder = runpy.run_path(str(Path(__file__).parent / "conftest.py"))["PARITY"]

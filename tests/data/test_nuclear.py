@@ -10,7 +10,7 @@ from cytonym.data.nuclear import is_nuclear, nuclear_channels
 @pytest.mark.parametrize(
     "name",
     ["DNA", "DNA1", "dsDNA", "DAPI", "Hoechst 33342", "HH3", "H3", "Histone H3", "Nuc", "Nuclei", "Ir191", "DRAQ5"]
-    + ["Nucleus10", "Nucleus 10"],
+    + ["Nucleus10", "Nucleus 10", "hematoxylin"],
 )
 def test_nuclear(name):
     assert is_nuclear(name)

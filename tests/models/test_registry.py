@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ import cytonym as cy
 from cytonym.models import registry
 from cytonym.models.base import CellEncoder
 from cytonym.models.classifier import Labeller
+from cytonym.models.deepliif import DeepLIIF
 from cytonym.models.nimbus import Nimbus
 
 
@@ -20,9 +22,12 @@ def test_available_lists_every_method() -> None:
 
 
 def test_names_agree_with_classes() -> None:
+    bases: dict[str, Any] = {
+        "encoder": CellEncoder, "classifier": Labeller, "scorer": Nimbus, "translator": DeepLIIF
+    }  # fmt: skip
     for name, row in cy.models.available().iterrows():
         cls = registry.get(str(name))
-        assert issubclass(cls, {"encoder": CellEncoder, "classifier": Labeller, "scorer": Nimbus}[row["kind"]])
+        assert issubclass(cls, bases[row["kind"]])
         assert cls.name == name
         assert cls is getattr(cy.models, row["cls"])
 
@@ -30,8 +35,9 @@ def test_names_agree_with_classes() -> None:
 def test_names_of_a_kind() -> None:
     assert registry.names("encoder") == ["nextmarker", "clearit"]
     assert registry.names("classifier") == ["classifier", "maps", "cellsighter", "finetuned"]
+    assert registry.names("translator") == ["deepliif"]
     assert registry.names("scorer") == ["nimbus"]
-    every = [name for kind in ("encoder", "classifier", "scorer") for name in registry.names(kind)]
+    every = [name for kind in ("encoder", "classifier", "scorer", "translator") for name in registry.names(kind)]
     assert sorted(every) == sorted(cy.models.available().index)
 
 

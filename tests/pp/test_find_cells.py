@@ -14,10 +14,10 @@ from spatialdata.transformations import get_transformation
 
 import cytonym as cy
 from cytonym.data.nuclear import nuclear_channels
+from cytonym.data.nuclear_size import nucleus_diameter
 from cytonym.data.source import image_sources, resolve
 from cytonym.pp import _blobs
 from cytonym.pp._blobs import _thin, find_blobs
-from cytonym.pp._nuclear import nucleus_diameter
 
 
 def nuclei(shape=(150, 130), n=40, diameter=9.0, seed=0) -> tuple[np.ndarray, np.ndarray]:

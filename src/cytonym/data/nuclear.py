@@ -18,6 +18,7 @@ KINDS = tuple(
         r"(?<![a-z0-9])(h?h3|histone[ _-]?h?3?)(?![a-z0-9])",
         r"dsdna",
         r"^nuc(lei|leus|lear)?(?![a-z])(?!.*(pore|envelope))",
+        r"(?<![a-z])ha?ematoxylin",
     )
 )
 MODIFIED = re.compile(

@@ -8,6 +8,8 @@ from .clearit import CLEARIT_TNBC1 as CLEARIT_TNBC1
 from .clearit import CLEARIT_TNBC2 as CLEARIT_TNBC2
 from .clearit import ClearIT as ClearIT
 from .clearit import ClearITConfig as ClearITConfig
+from .deepliif import DeepLIIF as DeepLIIF
+from .deepliif import DeepLIIFConfig as DeepLIIFConfig
 from .finetuned import FineTuned as FineTuned
 from .finetuned import FineTunedConfig as FineTunedConfig
 from .maps import MAPS as MAPS
@@ -35,6 +37,8 @@ __all__ = [
     "ClassifierConfig",
     "ClearIT",
     "ClearITConfig",
+    "DeepLIIF",
+    "DeepLIIFConfig",
     "FineTuned",
     "FineTunedConfig",
     "MAPSConfig",

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from cytonym.models.base import CellEncoder
     from cytonym.models.classifier import Labeller
+    from cytonym.models.deepliif import DeepLIIF
     from cytonym.models.nimbus import Nimbus
 
-    Model = CellEncoder | Labeller | Nimbus
+    Model = CellEncoder | Labeller | Nimbus | DeepLIIF
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -43,7 +44,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     Parameters
     ----------
     model
-        A trained encoder or classifier.
+        A trained encoder, classifier or translator.
     path
         The folder to make. Missing parents are made.
     overwrite
@@ -101,7 +102,7 @@ def load(path: str | Path, *, expect: str | None = None) -> Any:
 
     Returns
     -------
-    CellEncoder or classifier
+    CellEncoder, classifier or translator
         The model on the CPU, in evaluation mode, with its markers, config, history and provenance.
 
     Raises

@@ -17,7 +17,7 @@ class _Entry:
     module: str
     cls: str
     kind: str
-    """"encoder" (windows in, numbers out, no labels), "classifier" (trained on labels) or "scorer" (which markers)."""
+    """"encoder" (windows in, numbers out, no labels), "classifier" (trained on labels), "scorer" (which markers) or "translator" (images in, images out)."""
     task: str
     paper: str
     licence: str
@@ -82,6 +82,14 @@ _MODELS: dict[str, _Entry] = {
         paper="Spengler et al. 2024",
         licence="BSD-3-Clause",
     ),
+    "deepliif": _Entry(
+        module="cytonym.models.deepliif",
+        cls="DeepLIIF",
+        kind="translator",
+        task="make fluorescence and classified nuclei of brightfield images",
+        paper="Ghahremani et al. 2022",
+        licence="BSD-3-Clause",
+    ),
 }
 
 
@@ -92,7 +100,7 @@ def available() -> pd.DataFrame:
     -------
     DataFrame
         One row a method, indexed by the `name` that verbs such as `tl.fit_encoder` take. Columns: `cls` (class in
-        `cytonym.models`), `kind` (encoder, classifier or scorer), `task`, `paper`, `licence` (of the code).
+        `cytonym.models`), `kind` (encoder, classifier, scorer or translator), `task`, `paper`, `licence` (of the code).
 
     Examples
     --------
@@ -108,7 +116,7 @@ def available() -> pd.DataFrame:
 
 
 def names(kind: str) -> list[str]:
-    """Methods of a kind, ``"encoder"``, ``"classifier"`` or ``"scorer"``."""
+    """Methods of a kind, ``"encoder"``, ``"classifier"``, ``"scorer"`` or ``"translator"``."""
     return [name for name, entry in _MODELS.items() if entry.kind == kind]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
+from cytonym.data.nuclear_size import TRUNCATE, blobness
 from cytonym.data.tiles import iter_tiles
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ MIN_BRIGHTNESS = 0.20
 """Least brightness (square root of intensity) of a cell over the typical one."""
 MIN_CONTRAST = 1e-3
 """Least answer over the local brightness: below it there is nothing but rounding."""
-TRUNCATE = 4.0
 PIECE_PX = 1024
 """Side of what is filtered at a time."""
 
@@ -135,18 +135,6 @@ def _maps(plane: np.ndarray, diameter: float, method: str) -> tuple[np.ndarray, 
     for scale in SIGMAS:
         np.maximum(response, blobness(root, scale * diameter), out=response)
     return response, response, brightness
-
-
-def blobness(root: np.ndarray, sigma: float) -> np.ndarray:
-    """-s^2 * Laplacian of Gaussian. Unlike scipy's, its weights add up to zero: a flat bright area answers nothing."""
-    reach = int(TRUNCATE * sigma + 0.5)
-    x = np.arange(-reach, reach + 1)
-    smooth = np.exp(-0.5 * (x / sigma) ** 2)
-    smooth /= smooth.sum()
-    curve = smooth * (1 - (x / sigma) ** 2)
-    curve -= smooth * curve.sum()
-    rows, columns = ndimage.correlate1d(root, smooth, axis=0), ndimage.correlate1d(root, smooth, axis=1)
-    return ndimage.correlate1d(rows, curve, axis=1) + ndimage.correlate1d(columns, curve, axis=0)
 
 
 def _typical(values: np.ndarray) -> float:

@@ -13,9 +13,9 @@ from xarray import DataTree
 
 from cytonym.data.elements import centers_element
 from cytonym.data.nuclear import nuclear_channels
+from cytonym.data.nuclear_size import nucleus_diameter
 from cytonym.data.source import image_sources
 from cytonym.pp._blobs import find_blobs
-from cytonym.pp._nuclear import nucleus_diameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,11 @@ from ._fit_scorer import fit_scorer as fit_scorer
 from ._label_budget import label_budget as label_budget
 from ._phenotype_cells import phenotype_cells as phenotype_cells
 from ._rank_markers import rank_markers as rank_markers
+from ._score_ihc import score_ihc as score_ihc
 from ._score_markers import score_markers as score_markers
+from ._segment_nuclei import segment_nuclei as segment_nuclei
 from ._suggest_cells import suggest_cells as suggest_cells
+from ._translate_stain import translate_stain as translate_stain
 
 __all__ = [
     "LabelComparison",
@@ -30,6 +33,9 @@ __all__ = [
     "label_budget",
     "phenotype_cells",
     "rank_markers",
+    "score_ihc",
     "score_markers",
+    "segment_nuclei",
     "suggest_cells",
+    "translate_stain",
 ]

@@ -1,0 +1,117 @@
+"""Class maps, and the images on the same pixels that are measured with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spatialdata.models import get_channel_names
+from xarray import DataTree
+
+from cytonym.data import transforms
+from cytonym.data.source import image_sources
+from cytonym.data.stains import intensity_counts, white_level
+from cytonym.data.tiles import iter_tiles
+from cytonym.tl._brightfield import CLASS_MAP, brightfield_sources
+from cytonym.tl._class_maps import TILE_PX
+from cytonym.tl._translate_stain import ATTRS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spatialdata import SpatialData
+
+    from cytonym.data.source import CellSource
+
+
+def class_map_sources(sdata: SpatialData, key: str | Sequence[str] | None, system: str) -> list[CellSource]:
+    """Class maps: those asked for, or those whose channels say so."""
+    if key is None:
+        key = [
+            name for name, image in sdata.images.items() if list(map(str, get_channel_names(image))) == list(CLASS_MAP)
+        ]
+        if not key:
+            msg = (
+                f"No class map among the images {list(sdata.images)}: none has the channels {list(CLASS_MAP)}. Make one by "
+                "`tl.translate_stain`, or give `class_map_key`."
+            )
+            raise ValueError(msg)
+    sources = []
+    for source in image_sources(sdata, image_key=key, coordinate_system=system):
+        if list(source.channels) == list(CLASS_MAP):
+            if np.dtype(source.pixels.dtype) != np.uint8:
+                msg = (
+                    f"Class map {source.image_key!r} must hold 8 bits (uint8), it has {np.dtype(source.pixels.dtype)}."
+                )
+                raise ValueError(msg)
+            sources.append(source)
+        else:
+            sources += brightfield_sources(sdata, source.image_key, system, None)
+    return sources
+
+
+def images_beside(
+    sdata: SpatialData,
+    maps: Sequence[CellSource],
+    key: str | Sequence[str] | None,
+    system: str,
+    name: str,
+    channels: str | Sequence[str] | None = None,
+) -> list[CellSource | None]:
+    """For each map the image of the same pixels that is measured with it."""
+    record = sdata.attrs.get(ATTRS, {})
+    if key is None and name == "image_key":
+        known = [record.get(source.image_key, {}).get("image") for source in maps]
+        keys = [k if k in sdata.images else None for k in known]
+    elif key is None:
+        keys = [None] * len(maps)
+    else:
+        keys = [key] if isinstance(key, str) else list(key)
+    if len(keys) != len(maps):
+        msg = f"`{name}` names {len(keys)} images for {len(maps)} class maps: {[s.image_key for s in maps]}."
+        raise ValueError(msg)
+    found: list[CellSource | None] = []
+    wanted = [channels] if isinstance(channels, str) else channels
+    for source, one in zip(maps, keys, strict=True):
+        if one is None:
+            found.append(None)
+            continue
+        if name == "image_key":
+            [image] = brightfield_sources(sdata, one, system, None)
+        else:
+            [image] = image_sources(sdata, image_key=one, coordinate_system=system, channels=wanted)
+        if key is None and not _same_grid(sdata, source, image, system):
+            found.append(None)  # the map was made of another level
+            continue
+        _require_grid(sdata, source, image, system, name)
+        found.append(image)
+    return found
+
+
+def _same_grid(sdata: SpatialData, a: CellSource, b: CellSource, system: str) -> bool:
+    first, second = (transforms.matrix(finest_level(sdata.images[s.image_key]), s.image_key, system) for s in (a, b))
+    return a.shape[1:] == b.shape[1:] and np.allclose(first, second)
+
+
+def finest_level(element: Any) -> Any:
+
+    if isinstance(element, DataTree):
+        return next(iter(element[next(iter(element.children))].data_vars.values()))
+    return element
+
+
+def _require_grid(sdata: SpatialData, a: CellSource, b: CellSource, system: str, name: str) -> None:
+    if not _same_grid(sdata, a, b, system):
+        msg = (
+            f"`{name}` must lie on the pixels of the class map {a.image_key!r} ({a.shape[1]} x {a.shape[2]}), but "
+            f"{b.image_key!r} has {b.shape[1]} x {b.shape[2]} pixels or another transformation. Resample it first, or leave it out."
+        )
+        raise ValueError(msg)
+
+
+def white_of(image: CellSource, made: dict[str, Any]) -> np.ndarray:
+    """Intensities of an image where there is no tissue, as its translation recorded them, or else measured again."""
+    if made.get("image") == image.image_key and "white" in made:
+        return np.asarray(made["white"])
+    tiles = iter_tiles(image.pixels, image.channel_index, tile_px=TILE_PX)
+    return white_level(intensity_counts(tile.pixels for tile in tiles))

@@ -14,6 +14,8 @@ discs        as compact, but the cells are known by their centres only and get d
 mean         mean intensity of the cell; thresholds by Otsu and by a mixture of two normal distributions (of the logarithm) over the test side
 attribution  NeXtMarker's, trained without labels on the training side; threshold by Otsu
 
+`interval` of a marker: the middle 95 % of the difference of AUROC, fitted less mean, over bootstrap samples of the same cells for both.
+
 `--noise` flips that share of the training labels, cell by cell and marker by marker, and compares the robust with the plain training.
 """
 
@@ -57,6 +59,9 @@ PAIRS: dict[str, dict[str, tuple[set[str], set[str]]]] = {
         "Cy5": ({"B"}, set()),
     },
 }
+
+
+SAMPLES = 500
 
 
 def phantom_sides() -> list[tuple[Side, Side]]:
@@ -166,6 +171,30 @@ def judge(truth: np.ndarray, values: np.ndarray, called: dict[str, np.ndarray]) 
     return found | {f"f1_{name}": float(f1_score(target, c[known])) for name, c in called.items()}
 
 
+def differences(truth: np.ndarray, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """AUROC of `a` less that of `b` over bootstrap samples of the cells, positive and negative ones by themselves."""
+    known = np.isfinite(truth) & np.isfinite(a) & np.isfinite(b)
+    target = truth[known] == 1
+    if target.all() or not target.any():
+        return np.empty(0)
+    ranks = [np.unique(x[known], return_inverse=True)[1] for x in (a, b)]
+    positive, negative = np.flatnonzero(target), np.flatnonzero(~target)
+    found = np.empty(SAMPLES)
+    for i in range(SAMPLES):
+        drawn = rng.choice(positive, len(positive)), rng.choice(negative, len(negative))
+        first, second = (_area(rank[drawn[0]], rank[drawn[1]]) for rank in ranks)
+        found[i] = first - second
+    return found
+
+
+def _area(positive: np.ndarray, negative: np.ndarray) -> float:
+    """AUROC of whole numbers."""
+    n = int(max(positive.max(), negative.max())) + 1
+    below = np.bincount(negative, minlength=n)
+    less = np.cumsum(below) - below
+    return float((less[positive] + below[positive] / 2).sum() / len(positive) / len(negative))
+
+
 def run(train: Side, test: Side, table: pd.DataFrame, options: argparse.Namespace) -> list[dict[str, Any]]:
     """AUROC and F1 of every method and marker."""
     markers = [m for m in table.columns if table[m].nunique() == 2]
@@ -199,9 +228,11 @@ def run(train: Side, test: Side, table: pd.DataFrame, options: argparse.Namespac
             )
             found = judge(truth[marker].to_numpy(), values, {f"{name}{how}": c for how, c in own.items()})
             row |= {(name if k == "auroc" else k): v for k, v in found.items()}
+        pair = (scores[name][marker].to_numpy(np.float64) for name in ("fitted", "mean"))
+        row["differences"] = differences(truth[marker].to_numpy(), *pair, np.random.default_rng(0))
         row["positives"] = int((truth[marker] == 1).sum())
         rows.append(row)
-        print(row, file=sys.stderr, flush=True)
+        print({k: v for k, v in row.items() if k != "differences"}, file=sys.stderr, flush=True)
     return rows
 
 
@@ -241,13 +272,19 @@ def run_noise(train: Side, test: Side, table: pd.DataFrame, options: argparse.Na
 def summary(rows: list[dict[str, Any]], *, phantom: bool) -> dict[str, Any]:
     """Means over the folds, marker by marker."""
     frame = pd.DataFrame(rows)
-    table = frame.drop(columns="positives").groupby("marker", sort=False).mean()
+    table = frame.drop(columns=["positives", "differences"]).groupby("marker", sort=False).mean()
+    spread = frame.groupby("marker", sort=False)["differences"].agg(
+        lambda folds: np.mean(np.stack(list(folds)), axis=0)
+    )
     methods = ["fitted", "compact", "discs", "mean", "attribution"]
     result: dict[str, Any] = {
         "auroc": [{"marker": m} | line for m, line in table[methods].round(4).to_dict("index").items()]
     }
     columns = [c for c in table if c.startswith("f1_")]
     result["f1"] = [{"marker": m} | line for m, line in table[columns].round(4).to_dict("index").items()]
+    for line in result["auroc"]:
+        line["interval"] = [round(float(v), 4) for v in np.quantile(spread[line["marker"]], [0.025, 0.975])]
+    result["fitted_clearly_below_mean"] = [line["marker"] for line in result["auroc"] if line["interval"][1] < 0]
     result["fitted_at_least_mean"] = bool((table["fitted"] >= table["mean"]).all())
     best = table[["f1_mean_otsu", "f1_mean_mixture"]].mean().max()
     if phantom:

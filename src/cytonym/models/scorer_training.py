@@ -79,7 +79,7 @@ class ScorerRecipe(Recipe):
 
 
 SCORER_RECIPE = ScorerRecipe(
-    300, 8, 1e-3, final_rate=0.0, warmup=0.05, constant=0.0, views=ScorerViews(gain=0.2), judge_every=50, cell_loss=0.5, to_start=1e-4  # type: ignore[arg-type]
+    300, 8, 1e-3, final_rate=0.0, warmup=0.05, constant=0.0, views=ScorerViews(gain=0.2), judge_every=50, cell_loss=4.0, to_start=1e-4  # type: ignore[arg-type]
 )  # fmt: skip
 """Minutes on two cores. The lengths, the factor on brightness and the pull to the start are ours, the rest is as published."""
 

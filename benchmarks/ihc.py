@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ from scipy.spatial import cKDTree
 from skimage.filters import threshold_otsu
 
 import cytonym as cy
-from cytonym.data.class_map import cells_of_map
+from cytonym.data.class_map import CellRules, cells_of_map
 from cytonym.data.stains import separate_stains
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ def classical(rgb: np.ndarray, **settings: Any) -> Nuclei:
     sdata = brightfield(rgb)
     cy.tl.translate_stain(sdata, **settings)
     cy.tl.segment_nuclei(sdata)
+    return segmented(sdata)
+
+
+def segmented(sdata: SpatialData) -> Nuclei:
+    """The nuclei that `tl.segment_nuclei` has found."""
     table = sdata["table"]
     old = table.obs["instance_id"].to_numpy()
     lookup = np.zeros(int(old.max()) + 1, dtype=int)
@@ -183,6 +189,19 @@ def tiles(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarra
         yield name, picture(path), picture(truth), picture(drawn) if drawn.is_file() else None
 
 
+def published_counts(folder: Path) -> dict[str, int]:
+    """Tiles with counts of the published program beside them, and how many of these come out the same."""
+    checked = same = 0
+    for path in sorted((folder / "coregistered").glob("*.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        strip = picture(path.with_suffix(".png"))
+        rules = CellRules(seg_thresh=told["prob_thresh"], size_thresh=told["size_thresh"])
+        score = cells_of_map(strip[:, -strip.shape[0] :].transpose(2, 0, 1), rules)[1].score()
+        checked += 1
+        same += all(score[key] == told[key] for key in ("num_total", "num_pos", "num_neg", "percent_pos"))
+    return {"tiles": checked, "same": same}
+
+
 def measure_tiles(folder: Path) -> pd.DataFrame:
     """All methods on all tiles of a folder."""
     rows = []
@@ -242,6 +261,14 @@ def measure_scanners(folders: list[Path]) -> dict[str, float]:
     return found
 
 
+def slide_numbers() -> dict[str, Any]:
+    """What `ihc_slide.py` measures, in a process of its own."""
+    call = [sys.executable, str(Path(__file__).with_name("ihc_slide.py")), "--json"]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True).stdout
+    print(f"\n{done.strip()}")
+    return json.loads(done.splitlines()[-1])  # type: ignore[no-any-return]
+
+
 def seam(rgb: np.ndarray) -> int:
     """Pixels and nuclei that differ between small tiles and one that holds the whole image."""
     made = []
@@ -268,7 +295,9 @@ def main() -> int:
     parser.add_argument("--points", type=Path, nargs="+", default=[], help="slides with marked nuclei")
     parser.add_argument("--held-out", action="store_true", help="no slide of --points was tuned on")
     parser.add_argument("--scanners", type=Path, nargs="+", default=[], help="folders with OS-2-*.ome.tif")
+    parser.add_argument("--slide", action="store_true", help="also what `ihc_slide.py` measures, which takes long")
     parser.add_argument("--cases", action="store_true", help="also print every tile and slide")
+    parser.add_argument("--learn", action="store_true", help="train on the co-registered tiles of --train: minutes")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
     logging.getLogger("cytonym").setLevel(logging.ERROR)
@@ -282,6 +311,8 @@ def main() -> int:
     for name, folder in (("train", options.train), ("test", options.test)):
         if folder is None:
             continue
+        result[f"{name}_published_counts"] = published_counts(folder)
+        print(f"counts of the published program in {folder}: {result[f'{name}_published_counts']}")
         frame = measure_tiles(folder)
         if options.cases or name == "train":
             print(f"\ntiles of {folder}, tuned on {', '.join(TUNED)}\n{frame.round(3).to_string(index=False)}")
@@ -289,6 +320,10 @@ def main() -> int:
         print(f"\nmean over {frame['tile'].nunique()} tiles of {folder}\n{mean.round(3).to_string()}")
         result[name] = {method: row.round(4).to_dict() for method, row in mean.iterrows()}
         result["dice_classical"] = round(float(mean.loc["classical", "dice"]), 4)
+    if options.learn and options.train is not None:
+        from ihc_learning import measure_learning  # it imports this
+
+        result |= measure_learning(options.train, options.test)
     for folder in options.points:
         frame = measure_points(folder, options.held_out)
         if options.cases:
@@ -303,6 +338,8 @@ def main() -> int:
         found = measure_scanners(options.scanners)
         result["scanners"] = found
         result["scanner_shift"] = round(max(found.values()) - min(found.values()), 2) if len(found) > 1 else None
+    if options.slide:
+        result |= slide_numbers()
     result["seconds"] = round(time.perf_counter() - start, 1)
     if options.json:
         print(json.dumps(result))

@@ -64,6 +64,13 @@ BENCHMARKS = (
         full="--train {ihc_deepliif} --points {ihc_ki67_points} --scanners {ihc_ki67_openslide}",
         fields=("ihc_deepliif", "ihc_ki67_points", "ihc_ki67_openslide"),
     ),
+    Benchmark("ihc_slide", quick="--size 2048 --filters 16 --blocks 4 --depth 7 --network-px 256 --speed-size 704"),
+    Benchmark(
+        "ihc_learning",
+        quick="--train {ihc_deepliif} --steps 20",
+        full="--train {ihc_deepliif}",
+        fields=("ihc_deepliif",),
+    ),
     Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
     Benchmark("parity", quick="--fixtures {parity}", full="--fixtures {parity}", fields=("parity",)),
     Benchmark(

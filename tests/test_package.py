@@ -27,7 +27,9 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cytonym"
 NAMESPACES = ["io", "pp", "tl", "pl", "get", "metrics", "datasets", "models"]
-TOP = ("cli", "_classify", "_demo", "_options", "_report", "_report_figures", "_score", "_terminal")
+TOP = (
+    "cli", "_classify", "_demo", "_options", "_report", "_report_figures", "_score", "_terminal", "_translate", "_translate_command",
+)  # fmt: skip
 VERBS = ("tl", "pp", "pl", "io", "datasets", "get")
 
 # What a room may import from, beside itself and `_shared`. Arrows run down only.

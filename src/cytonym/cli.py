@@ -28,6 +28,7 @@ from cytonym._options import (
     element_keys,
 )
 from cytonym._terminal import errors, listen, open_store, unused, writable
+from cytonym._translate_command import EPILOG, translate
 
 app = typer.Typer(
     name="cytonym",
@@ -394,3 +395,6 @@ def classify(
         )  # fmt: skip
         for line in job.run():
             typer.echo(line)
+
+
+app.command(epilog=EPILOG)(translate)

@@ -233,3 +233,17 @@ def test_numbers_that_do_not_fit(loss):
         ValueError, match="there are 2 discriminators of modalities, 2 of class maps, 2 real modalities"
     ):
         loss(*case, WEIGHTS)
+
+
+def test_without_a_gan_term_there_are_no_discriminators():
+    case = Case()
+    weights = GanWeights((0.5, 0.2, 0.3), (0.1, 0.3, 0.6), gan=0.0)
+    parts = generator_loss([], [], case.source, case.real, case.made, weights)
+    assert set(parts) == {"loss", "l1_1", "l1_2", "l1_segmentation"}
+    expected = sum(
+        b * float(parts[f"l1_{n}"]) for b, n in zip((0.1, 0.3, 0.6), ("1", "2", "segmentation"), strict=True)
+    )
+    assert float(parts["loss"].detach()) == pytest.approx(expected)
+    half = generator_loss(*case, GanWeights((0.5, 0.2, 0.3), gan=0.5))
+    whole = generator_loss(*case, GanWeights((0.5, 0.2, 0.3)))
+    assert float(half["gan_1"]) == pytest.approx(float(whole["gan_1"]) / 2)

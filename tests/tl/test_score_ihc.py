@@ -104,6 +104,9 @@ def test_nuclei_without_a_class_are_left_out():
         (table(["positive"], ["dark"]), {}, ValueError, "must hold numbers"),
         (table(["positive"]), {"thresholds": (0.4, 0.2, 0.6)}, ValueError, "three rising numbers"),
         (table(["positive"]), {"thresholds": (0.4, 0.6)}, ValueError, "three rising numbers"),
+        (table(["positive"]), {"thresholds": "low"}, ValueError, "three rising numbers, got 'low'"),
+        (table(["positive"], [0.1]), {"key_added": "ihc_class"}, ValueError, "`key_added` must be a column of its own"),
+        (table(["positive"], [0.1]), {"key_added": "dab_density"}, ValueError, "'dab_density' is read here"),
         (table(["positive"] * 2, area=["a/b", "a_b"]), {"by": "area", "path": "x"}, ValueError, "files of one name"),
     ],
 )
@@ -111,6 +114,11 @@ def test_bad_input(adata, arguments, error, message):
     with pytest.raises(error, match=message):
         cy.tl.score_ihc(adata, **arguments)
     assert "ihc_intensity" not in adata.obs
+
+
+def test_a_folder_is_made_for_the_file(tmp_path):
+    cy.tl.score_ihc(table(["positive"]), path=tmp_path / "new" / "scores.json")
+    assert json.loads((tmp_path / "new" / "scores.json").read_text())["num_pos"] == 1
 
 
 def test_table_must_be_there(stained):

@@ -241,6 +241,14 @@ def test_nan_in_the_marker_is_told():
         ({"resolution": "63x"}, "must be one of"),
         ({"size_thresh": "automatic"}, "a number, None or 'default'"),
         ({"marker_thresh": "default"}, "needs a marker image"),
+        ({"marker_thresh": 50}, "needs a marker image"),
+        ({"seg_thresh": "default"}, "`seg_thresh` must be a number, got 'default'"),
+        ({"seg_thresh": float("nan")}, "`seg_thresh` must be a number, got nan"),
+        ({"noise_thresh": None}, "`noise_thresh` must be a number, got None"),
+        ({"size_thresh_upper": "default"}, "`size_thresh_upper` must be a number or None, got 'default'"),
+        ({"size_thresh": 50, "size_thresh_upper": 51}, "No size is above `size_thresh`, 50, and below"),
+        ({"key_added": "a/b"}, "'a/b' cannot name an element of a store"),
+        ({"table_key": "a b"}, "'a b' cannot name an element of a store"),
         ({"od_thresh_lower": 5}, "need the image that was stained"),
         ({"seg_thresh": 600}, "No nucleus found"),
         ({"tile_px": 3}, "at least 64"),
@@ -252,6 +260,13 @@ def test_settings_that_have_no_meaning(settings, message):
         cy.tl.segment_nuclei(sdata, **settings)
     assert not sdata.labels
     assert not sdata.tables
+
+
+def test_an_image_of_a_section_is_no_class_map(stained):
+    sdata, _, _ = stained()
+    with pytest.raises(ValueError, match="'ihc_image' is no class map, which is red, green and blue on black"):
+        cy.tl.segment_nuclei(sdata, class_map_key="ihc_image")
+    assert not sdata.labels
 
 
 def test_a_map_of_16_bits_is_refused():

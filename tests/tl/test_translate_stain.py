@@ -231,7 +231,43 @@ def test_names_of_channels_and_transparency(caplog, section):
         with caplog.at_level(logging.INFO, logger="cytonym"):
             cy.tl.translate_stain(sdata, diameter_px=14)
         np.testing.assert_array_equal(sdata["ihc_stains"].values, expected["ihc_stains"].values)
-    assert "left out, as transparency" in caplog.text
+    assert "what is transparent (channel 'a') is white" in caplog.text
+
+
+def test_what_is_transparent_is_white(section):
+    rgb, _, _ = section()
+    opacity = np.full((1, *rgb.shape[1:]), 255, np.uint8)
+    opacity[:, :, :60] = 0
+    white = np.where(opacity == 0, 255, rgb).astype(np.uint8)
+    tables = []
+    for pixels, names in (
+        (np.concatenate([np.where(opacity == 0, 0, rgb), opacity]).astype(np.uint8), ("r", "g", "b", "a")),
+        (white, ("r", "g", "b")),
+    ):
+        sdata = image(pixels, names)
+        cy.tl.translate_stain(sdata, diameter_px=14)
+        cy.tl.segment_nuclei(sdata)
+        tables.append((sdata["ihc_stains"].values, sdata["table"].obs))
+    np.testing.assert_array_equal(tables[0][0], tables[1][0])
+    assert tables[0][1].equals(tables[1][1])
+
+
+def test_an_inverted_image_that_is_not_dark_is_told(caplog):
+    pixels = immunohistochemistry().transpose(2, 0, 1)
+    cy.tl.translate_stain(image(255 - pixels, ("r", "g", "b")), diameter_px=14, class_map=False)
+    assert "looks inverted" in caplog.text
+    caplog.clear()
+    cy.tl.translate_stain(image(pixels, ("r", "g", "b")), diameter_px=14, class_map=False)
+    assert "inverted" not in caplog.text
+
+
+def test_pictures_of_a_translation_are_not_translated(section):
+    sdata = image(section()[0], ("r", "g", "b"))
+    cy.tl.translate_stain(sdata, diameter_px=14)
+    sdata["ihc_DAPI"] = sdata["ihc_image"]
+    sdata.attrs["translate_stain"]["ihc_DAPI"] = {"image": "ihc_image"}
+    cy.tl.translate_stain(sdata, diameter_px=14)
+    assert "ihc_DAPI_stains" not in sdata.images
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ LARGE = {"40x": 16_000, "20x": 4_000, "10x": 1_000}
 SIZES = {"40x": (4, 7, 10), "20x": (3, 4, 6), "10x": (2, 2, 3)}
 """Least, usual and largest side [px] of the smallest cell that counts."""
 SIZE_STEPS = 500
+WORDS = ("large_noise_thresh", "size_thresh", "marker_thresh")
+OPTIONAL = (*WORDS, "size_thresh_upper", "od_thresh_lower", "od_thresh_upper")
+"""Thresholds that may be None; the first three may be "default", too."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,20 @@ class CellRules:
         if self.resolution not in RESOLUTIONS:
             msg = f"`resolution` must be one of {list(RESOLUTIONS)}, got {self.resolution!r}."
             raise ValueError(msg)
-        for name in ("large_noise_thresh", "size_thresh", "marker_thresh"):
+        for name in ("seg_thresh", "noise_thresh", *OPTIONAL):
             value = getattr(self, name)
-            if isinstance(value, str) and value != "default":
-                msg = f"`{name}` must be a number, None or 'default', got {value!r}."
+            if isinstance(value, str) and (value != "default" or name not in WORDS):
+                words = ", None or 'default'" if name in WORDS else " or None" if name in OPTIONAL else ""
+                msg = f"`{name}` must be a number{words}, got {value!r}."
                 raise ValueError(msg)
-        for name in ("seg_thresh", "noise_thresh", "large_noise_thresh", "size_thresh", "size_thresh_upper"):
+        for name in ("seg_thresh", "noise_thresh", *OPTIONAL):
             value = getattr(self, name)
-            if value is not None and value != "default" and value < 0:
+            if isinstance(value, str) or (value is None and name in OPTIONAL):
+                continue
+            if not isinstance(value, (int, float, np.number)) or value != value:
+                msg = f"`{name}` must be a number, got {value!r}."
+                raise ValueError(msg)
+            if value < 0 and name != "marker_thresh":
                 msg = f"`{name}` must be at least 0, got {value}."
                 raise ValueError(msg)
 

@@ -59,6 +59,8 @@ class GanWeights:
         Of smooth L1 and of the features, beside the GAN's term (100 as published).
     smoothing
         The target "real" is 1 less this, in both losses (0 as published).
+    gan
+        Of the GAN's term (1 as published). With 0 there are no discriminators.
     """
 
     segmentation: tuple[float, ...]
@@ -67,6 +69,7 @@ class GanWeights:
     reconstruction: float = 100.0
     perceptual: float = 100.0
     smoothing: float = 0.0
+    gan: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.segmentation)
@@ -237,8 +240,8 @@ def generator_loss(
     Returns
     -------
     dict
-        ``"loss"``, and ``"gan_<i>"``, ``"l1_<i>"`` (with its weight of 100) and, with `features`, ``"perceptual_<i>"`` (with its
-        weight), of modality i (1 … M) and of the class map (``"segmentation"``, without the perceptual), detached.
+        ``"loss"``, and ``"gan_<i>"``, ``"l1_<i>"`` and, with `features`, ``"perceptual_<i>"``, with their weights, of modality i
+        (1 … M) and of the class map (``"segmentation"``, without the perceptual), detached.
 
     Raises
     ------
@@ -248,17 +251,21 @@ def generator_loss(
     critics, judges = _checked(translation, segmentation, real, made, weights)
     assert weights.generator is not None
     total, parts = source.new_zeros(()), {}
-    outputs = [
-        critic(torch.cat([source, image], dim=1)) for critic, image in zip(critics, made.modalities, strict=True)
-    ]
-    outputs.append(_judged(judges, weights.segmentation, source, real, made.segmentation))
+    outputs: list[Tensor | None] = [None] * len(weights.segmentation)
+    if weights.gan:
+        outputs = [
+            critic(torch.cat([source, image], dim=1)) for critic, image in zip(critics, made.modalities, strict=True)
+        ]
+        outputs.append(_judged(judges, weights.segmentation, source, real, made.segmentation))
     pairs = zip([*made.modalities, made.segmentation], [*real.modalities, real.segmentation], strict=True)
-    for name, b, logits, (found, wanted) in zip(_names(critics), weights.generator, outputs, pairs, strict=True):
+    for name, b, logits, (found, wanted) in zip(
+        _names(made.modalities), weights.generator, outputs, pairs, strict=True
+    ):
         mode: GanMode = "least_squares" if name == "segmentation" else "bce"
-        terms = {
-            "gan": gan_loss(logits, real=True, mode=mode, smoothing=weights.smoothing),
-            "l1": weights.reconstruction * smooth_l1(found, wanted),
-        }
+        terms = {"l1": weights.reconstruction * smooth_l1(found, wanted)}
+        if logits is not None:
+            term = gan_loss(logits, real=True, mode=mode, smoothing=weights.smoothing)
+            terms = {"gan": term if weights.gan == 1 else weights.gan * term} | terms
         if features is not None and name != "segmentation":
             terms["perceptual"] = weights.perceptual * perceptual_loss(found, wanted, features)
         for what, term in terms.items():
@@ -267,8 +274,8 @@ def generator_loss(
     return {"loss": total} | parts
 
 
-def _names(critics: Sequence[Network]) -> list[str]:
-    return [str(i) for i in range(1, len(critics) + 1)] + ["segmentation"]
+def _names(modalities: Sequence[object]) -> list[str]:
+    return [str(i) for i in range(1, len(modalities) + 1)] + ["segmentation"]
 
 
 def _judged(judges: Sequence[Network], weights: Sequence[float], source: Tensor, real: Stains, seg: Tensor) -> Tensor:
@@ -284,7 +291,7 @@ def _checked(
     critics, judges = list(translation), list(segmentation)
     n = len(weights.segmentation)
     counts = [len(critics) + 1, len(judges), len(real.modalities) + 1, len(made.modalities) + 1]
-    if counts != [n] * 4:
+    if counts[0 if weights.gan else 2 :] != [n] * (4 if weights.gan else 2):
         msg = (
             f"The weights are for {n - 1} modalities and {n} class maps; there are {counts[0] - 1} discriminators of modalities, "
             f"{counts[1]} of class maps, {counts[2] - 1} real modalities and {counts[3] - 1} made ones."

@@ -51,12 +51,18 @@ def describe_training(model: CellEncoder, recipe: Recipe, seed: int) -> dict[str
 
 
 def write_state(
-    folder: Path, training: dict[str, Any], step: int, model: Any, optimizer: torch.optim.Optimizer
+    folder: Path, training: dict[str, Any], step: int, model: Any, *optimizers: torch.optim.Optimizer
 ) -> None:
-    """Replace the state file in one move: an interrupt leaves the old or the new one."""
+    """Replace the state file in one move: an interrupt leaves the old or the new one.
+
+    Parameters of several optimisers are numbered through.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+    before = 0
+    for optimizer in optimizers:
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{before + index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        before += sum(len(group["params"]) for group in optimizer.param_groups)
     info = {"format": FORMAT, "step": step, "training": training, "history": model.history}
     data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"cytonym": json.dumps(info)})
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,14 +23,21 @@ from .registry import available as available
 from .scorer_training import NIMBUS_RECIPE as NIMBUS_RECIPE
 from .scorer_training import SCORER_RECIPE as SCORER_RECIPE
 from .scorer_training import ScorerRecipe as ScorerRecipe
+from .translator_training import DEEPLIIF_RECIPE as DEEPLIIF_RECIPE
+from .translator_training import SMALL_DEEPLIIF as SMALL_DEEPLIIF
+from .translator_training import TRANSLATOR_RECIPE as TRANSLATOR_RECIPE
+from .translator_training import TranslatorRecipe as TranslatorRecipe
 
 __all__ = [
     "CLEARIT_TNBC1",
     "CLEARIT_TNBC2",
+    "DEEPLIIF_RECIPE",
     "MAPS",
     "NIMBUS_RECIPE",
     "PAPER_RECIPE",
     "SCORER_RECIPE",
+    "SMALL_DEEPLIIF",
+    "TRANSLATOR_RECIPE",
     "CellClassifier",
     "CellSighter",
     "CellSighterConfig",
@@ -47,6 +54,7 @@ __all__ = [
     "Nimbus",
     "NimbusConfig",
     "ScorerRecipe",
+    "TranslatorRecipe",
     "available",
     "load",
     "save",

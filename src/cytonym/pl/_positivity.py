@@ -14,7 +14,7 @@ from cytonym._shared import KEYS, document
 from cytonym.data.checks import require_key
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
-from cytonym.pl._panels import FEW, LEFT, color_bar, note, panels, rows_of, scale_bar
+from cytonym.pl._panels import FEW, color_bar, note, panels, rows_of, say_where, scale_bar
 from cytonym.pl._scores import (
     CALLS,
     COLORS,
@@ -27,7 +27,7 @@ from cytonym.pl._scores import (
     pick,
     score_frame,
 )
-from cytonym.pl._style import INK, styled
+from cytonym.pl._style import styled
 from cytonym.pl._view import WHOLE, choose_box, read_view
 
 if TYPE_CHECKING:
@@ -178,11 +178,7 @@ def positivity(
         _legend(last[2], some_undecided=1 in found, some_missing=-1 in found)
     if spreads is not None:
         color_bar(last[3], SPREADS, top)
-    _, height, width = sources[0].shape
-    y0, y1, x0, x1 = view.box
-    if view.box != (0, height, 0, width):
-        words = f"rows {y0:,} to {y1:,}, columns {x0:,} to {x1:,} of an image of {height:,} x {width:,} pixels"
-        figure.text(LEFT / figure.get_figwidth(), 0.05 / figure.get_figheight(), words, fontsize=6.5, color=INK)
+    say_where(figure, view, sources[0].shape)
     return figure
 
 

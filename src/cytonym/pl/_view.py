@@ -65,8 +65,11 @@ class View:
         assert self.cell is not None
         return np.where(self.cell >= 0, of_cells[self.cell], np.nan)
 
-    def outlines(self, least: int) -> Rims:
-        """The rim of each cell on a canvas of at least so many pixels a side, so that lines are thinner than the pixels of the view."""
+    def outlines(self, least: int, lines: int = LINES) -> Rims:
+        """The rim of each cell on a canvas of at least so many pixels a side, so that lines are thinner than the pixels of the view.
+
+        Of `lines` lines beside each other the canvas would be full.
+        """
         from scipy.ndimage import maximum_filter, minimum_filter
 
         assert self.cell is not None
@@ -74,7 +77,7 @@ class View:
         cell = self.cell.repeat(zoom, axis=0).repeat(zoom, axis=1)
         areas = np.bincount(self.cell[self.cell >= 0])
         across = np.sqrt(np.median(areas[areas > 0])) * zoom if areas.any() else 1.0
-        width = int(np.clip(round(max(cell.shape) / LINES), 1, max(1, across // 8)))
+        width = int(np.clip(round(max(cell.shape) / lines), 1, max(1, across // 8)))
         wide, thin = (
             (maximum_filter(cell, 2 * w + 1) != cell) | (minimum_filter(cell, 2 * w + 1) != cell)
             for w in (width, max(1, width // 2))
@@ -124,7 +127,7 @@ def read_view(sources: Sequence[CellSource], rows: TableRows, box: Box, most: in
         shown = np.flatnonzero(inside)
     else:
         shown = np.unique(cell[cell >= 0])
-    return View(box, step, _read_pixels(sources[0], box, step), cell, centers, np.concatenate(rows.rows), shown)
+    return View(box, step, read_pixels(sources[0], box, step), cell, centers, np.concatenate(rows.rows), shown)
 
 
 def _bands(y0: int, y1: int, step: int, per_row: float) -> list[tuple[int, int]]:
@@ -133,7 +136,8 @@ def _bands(y0: int, y1: int, step: int, per_row: float) -> list[tuple[int, int]]
     return [(y, min(y + height, y1)) for y in range(y0, y1, height)]
 
 
-def _read_pixels(source: CellSource, box: Box, step: int) -> np.ndarray:
+def read_pixels(source: CellSource, box: Box, step: int) -> np.ndarray:
+    """Selected channels f4 [C, h, w] of a box, each pixel the mean over step x step ones of the image."""
     y0, y1, x0, x1 = box
     width = -(-(x1 - x0) // step)
     channels = []

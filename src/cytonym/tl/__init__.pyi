@@ -9,6 +9,7 @@ from ._explain_cells import explain_cells as explain_cells
 from ._fit_classifier import fit_classifier as fit_classifier
 from ._fit_encoder import fit_encoder as fit_encoder
 from ._fit_scorer import fit_scorer as fit_scorer
+from ._fit_translator import fit_translator as fit_translator
 from ._label_budget import label_budget as label_budget
 from ._phenotype_cells import phenotype_cells as phenotype_cells
 from ._rank_markers import rank_markers as rank_markers
@@ -30,6 +31,7 @@ __all__ = [
     "fit_classifier",
     "fit_encoder",
     "fit_scorer",
+    "fit_translator",
     "label_budget",
     "phenotype_cells",
     "rank_markers",

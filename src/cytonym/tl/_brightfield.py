@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
+import zarr
 from spatialdata.models import get_channel_names
 
+from cytonym.data.brightfield import CLASS_MAP as CLASS_MAP
+from cytonym.data.brightfield import RGB, TRANSLATIONS, on_white, rgb_order
+from cytonym.data.brightfield import derived_key as derived_key
 from cytonym.data.nuclear_size import nucleus_diameter
 from cytonym.data.source import image_sources
 from cytonym.data.stains import separate_stains, white_level
@@ -23,9 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cytonym")
 
-CLASS_MAP = ("positive", "border", "negative")
-"""Channels of a class map: red, green and blue."""
-RGB = ("red", "green", "blue")
 DIAMETER_UM = 8.0
 """Of a nucleus, where nothing else is said."""
 TILTS = {0.0: 1.0, 0.4: 1.56}
@@ -36,29 +37,19 @@ LEAST_NUCLEUS_PX = 6.0
 LEAST_SIDE_PX = 32
 DARKEST = 60
 """Half of a brightfield image is brighter than this, in some channel."""
+OPACITY = ("a", "alpha", "3")
+"""Names of a fourth channel that says what is transparent."""
+INVERTED = 140, 8
+"""Half of an inverted image is at most so bright, and its bright places are by so much more colored than its dark ones. In thirty
+images of sections half of the pixels are brighter than 174, and the bright places less colored."""
 LEAST_RANGE = 12
 """Intensities that differ less than this show nothing."""
-
-
-def derived_key(image_key: str, suffix: str) -> str:
-    """Name of an element that is made of an image: "core3_image" and "stains" make "core3_stains"."""
-    stem = re.sub(r"[_\-.]+(images?|img|raw)$", "", image_key, flags=re.IGNORECASE)
-    return f"{stem}_{suffix}"
-
-
-def rgb_order(names: Sequence[str]) -> list[int] | None:
-    """Places of red, green and blue among the channels, None where there is no telling."""
-    known = [str(name).lower() for name in names]
-    for wanted in (RGB, ("r", "g", "b")):
-        if set(wanted) <= set(known):
-            return [known.index(color) for color in wanted]
-    return [0, 1, 2] if len(known) in (3, 4) and all(name.isdigit() for name in known) else None
 
 
 def brightfield_sources(
     sdata: SpatialData, image_key: str | Sequence[str] | None, coordinate_system: str, scale: str | None
 ) -> list[CellSource]:
-    """RGB images of 8 bits, with their three channels in order; all that look so by default.
+    """RGB images of 8 bits, with their three channels in order; all that look so by default, but what a translation made.
 
     Raises
     ------
@@ -68,7 +59,10 @@ def brightfield_sources(
         An image is not RGB, not of 8 bits or too small, or there is none.
     """
     if image_key is None:
-        names = {key: [str(c) for c in get_channel_names(image)] for key, image in sdata.images.items()}
+        made = sdata.attrs.get(TRANSLATIONS, {})
+        names = {
+            key: [str(c) for c in get_channel_names(image)] for key, image in sdata.images.items() if key not in made
+        }
         chosen = [key for key, channels in names.items() if rgb_order(channels) is not None]
         if not chosen:
             msg = (
@@ -101,14 +95,18 @@ def _checked(source: CellSource) -> CellSource:
             f"Image {source.image_key!r} is too small: {height} x {width} pixels, at least {LEAST_SIDE_PX} are needed."
         )
         raise ValueError(msg)
-    if len(source.channels) == 4:
-        logger.info("%s: the channel %r is left out, as transparency.", source.image_key, _left_out(source, order))
     index = source.channel_index[order]
+    left = [i for i in range(len(source.channels)) if i not in order]
+    if len(left) == 1 and source.channels[left[0]].lower() in OPACITY:
+        logger.info("%s: what is transparent (channel %r) is white.", source.image_key, source.channels[left[0]])
+        stored = isinstance(source.pixels, zarr.Array)
+        planes = da.from_zarr(source.pixels) if stored else da.asarray(source.pixels)
+        shown = on_white(planes[index], planes[source.channel_index[left]])
+        return replace(source, pixels=shown, channels=RGB, channel_index=np.arange(3))
+    if left:
+        names = [source.channels[i] for i in left]
+        logger.info("%s: channels %s are left out, beside red, green and blue.", source.image_key, names)
     return replace(source, channels=RGB, channel_index=index)
-
-
-def _left_out(source: CellSource, order: Sequence[int]) -> str:
-    return next(name for i, name in enumerate(source.channels) if i not in order)
 
 
 def require_tissue(source: CellSource, counts: np.ndarray, white: np.ndarray) -> bool:
@@ -134,6 +132,12 @@ def require_tissue(source: CellSource, counts: np.ndarray, white: np.ndarray) ->
             "inverted one becomes 255 - image."
         )
         raise ValueError(msg)
+    bright, dark = (np.ptp(white_level(counts, share)) for share in (0.95, 0.05))
+    if typical.max() < INVERTED[0] and bright > dark + INVERTED[1]:
+        logger.warning(
+            "%s looks inverted: bright places have a color, and dark ones have none. If it is, 255 - image is what is needed.",
+            source.image_key,
+        )
     darkest = (counts.cumsum(axis=1) > 1e-3 * counts.sum(axis=1, keepdims=True)).argmax(axis=1)
     if (white - darkest).max() < LEAST_RANGE:
         logger.warning("%s is blank: there is no tissue to see.", source.image_key)

@@ -13,7 +13,7 @@ from cytonym.data.source import image_sources
 from cytonym.data.stains import intensity_counts, white_level
 from cytonym.data.tiles import iter_tiles
 from cytonym.tl._brightfield import CLASS_MAP, brightfield_sources
-from cytonym.tl._class_maps import TILE_PX
+from cytonym.tl._class_maps import TILE_PX, read_box
 from cytonym.tl._translate_stain import ATTRS
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from cytonym.data.source import CellSource
+
+LOOKED_AT, PALE, PALE_SHARE = 1024, 120, 0.1
+"""A class map has nearly no pixels whose colors are all brighter than this, in a square of its middle."""
 
 
 def class_map_sources(sdata: SpatialData, key: str | Sequence[str] | None, system: str) -> list[CellSource]:
@@ -46,8 +49,23 @@ def class_map_sources(sdata: SpatialData, key: str | Sequence[str] | None, syste
                 raise ValueError(msg)
             sources.append(source)
         else:
-            sources += brightfield_sources(sdata, source.image_key, system, None)
+            [drawn] = brightfield_sources(sdata, source.image_key, system, None)
+            _require_drawn(drawn)
+            sources.append(drawn)
     return sources
+
+
+def _require_drawn(source: CellSource) -> None:
+    """Refuse an image of a section: a class map is red, green and blue on black, and never white."""
+    _, height, width = source.shape
+    top, left = max(0, height - LOOKED_AT) // 2, max(0, width - LOOKED_AT) // 2
+    seen = read_box(source, slice(top, top + LOOKED_AT), slice(left, left + LOOKED_AT))
+    if (seen.min(axis=0) > PALE).mean() > PALE_SHARE:
+        msg = (
+            f"Image {source.image_key!r} is no class map, which is red, green and blue on black. Of an image of a section "
+            "`tl.translate_stain` makes one."
+        )
+        raise ValueError(msg)
 
 
 def images_beside(

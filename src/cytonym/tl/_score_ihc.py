@@ -75,8 +75,8 @@ def score_ihc(
     KeyError
         No such table or column.
     ValueError
-        Classes are others, no nucleus has one, thresholds do not rise, densities are not numbers, or files would have one
-        name.
+        Classes are others, no nucleus has one, thresholds do not rise, densities are not numbers, files would have one
+        name, or `key_added` is a column that is read.
 
     Examples
     --------
@@ -91,13 +91,19 @@ def score_ihc(
     >>> list(table.obs["ihc_intensity"])
     ['3+', '0', '1+', '0']
     """
-    limits = np.asarray(thresholds, dtype=np.float64)
+    try:
+        limits = np.asarray(thresholds, dtype=np.float64)
+    except (TypeError, ValueError):
+        limits = np.empty(0)
     if limits.shape != (3,) or not np.isfinite(limits).all() or not (np.diff(limits) > 0).all():
-        msg = f"`thresholds` must be three rising numbers, got {list(thresholds)}."
+        msg = f"`thresholds` must be three rising numbers, got {thresholds!r}."
         raise ValueError(msg)
     if isinstance(data, SpatialData):
         require_key(table_key, data.tables, "table", "sdata.tables")
         data = data.tables[table_key]
+    if key_added in (class_key, density_key, by, *data.uns.get("spatialdata_attrs", {}).values()):
+        msg = f"`key_added` must be a column of its own, but {key_added!r} is read here."
+        raise ValueError(msg)
     positive, known = _classes(data, class_key)
     groups = _groups(data, by)
     names = [name for name in groups.cat.categories if (known & (groups == name)).any()]
@@ -181,8 +187,7 @@ def _require_names(names: Sequence[str]) -> None:
 def _save(table: AnnData, rows: dict[str, dict[str, Any]], names: Sequence[str], path: Path) -> None:
     """One JSON a group, with the names and settings of the published program."""
     known = table.uns.get(SOURCE, {}).get("params", {})
-    if len(names) > 1:
-        path.mkdir(parents=True, exist_ok=True)
+    (path if len(names) > 1 else path.parent).mkdir(parents=True, exist_ok=True)
     for name in names:
         settings = known.get(name, next(iter(known.values())) if len(known) == 1 else {})
         counts = counts_of(rows[name]["num_total"], rows[name]["num_pos"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,7 +101,8 @@ def segment_nuclei(
         Nuclei with a lower or higher optical density (in hundredths, the sum over red, green and blue) are negative.
     resolution
         Magnification that the defaults go by: `"40x"`, `"20x"` or `"10x"`. By default it follows from the pixel size (up to
-        0.375 and 0.75 micrometres a pixel for the first two); 40x, where that is unknown.
+        0.375 and 0.75 micrometres a pixel for the first two), of a map that networks drew from the one that they went by; 40x,
+        where that is unknown.
     watershed
         Split touching nuclei at their waists. The published program does not.
     key_added
@@ -171,6 +173,12 @@ def segment_nuclei(
         od_thresh_lower=od_thresh_lower,
         od_thresh_upper=od_thresh_upper,
     )
+    if size_thresh_upper is not None and isinstance(size_thresh, int) and size_thresh_upper <= size_thresh + 1:
+        msg = f"No size is above `size_thresh`, {size_thresh}, and below `size_thresh_upper`, {size_thresh_upper}."
+        raise ValueError(msg)
+    if marker_thresh is not None and marker_key is None:
+        msg = "`marker_thresh` needs a marker image. Give `marker_key`."
+        raise ValueError(msg)
     sources = class_map_sources(sdata, class_map_key, coordinate_system)
     keys = [_labels_key(source.image_key, key_added, alone=len(sources) == 1) for source in sources]
     _require_free(sdata, keys, table_key)
@@ -185,7 +193,7 @@ def segment_nuclei(
         least = size_thresh
         if least == "auto":
             least = None if made.get("model") == "classical" else "default"
-        used = replace(rules, size_thresh=least, resolution=resolution or _resolution(source))
+        used = replace(rules, size_thresh=least, resolution=resolution or _resolution(source, made))
         white = None if image is None else white_of(image, made)
         class_map = ClassMap(source, image, marker, white, used)
         path = None if out is None else Path(out) / f"{key}.zarr"
@@ -230,6 +238,10 @@ def _labels_key(map_key: str, key_added: str, *, alone: bool) -> str:
 
 
 def _require_free(sdata: SpatialData, keys: Sequence[str], table_key: str) -> None:
+    odd = [key for key in (*keys, table_key) if not re.fullmatch(r"[\w.-]+", key)]
+    if odd:
+        msg = f"{odd[0]!r} cannot name an element of a store: only letters, digits, '_', '.' and '-' can."
+        raise ValueError(msg)
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         msg = f"Several class maps would share the labels {twice}. Segment them one by one, with their own `key_added`."
@@ -259,8 +271,8 @@ def _annotated(table: Any) -> set[str]:
     return {regions} if isinstance(regions, str) else set(regions)
 
 
-def _resolution(source: CellSource) -> Resolution:
-    size = source.pixel_size
+def _resolution(source: CellSource, made: dict[str, Any]) -> Resolution:
+    size = made.get("pixel_size", source.pixel_size)  # what the networks went by
     if size is None:
         logger.info("%s: pixel size unknown; 40x is assumed (`resolution`).", source.image_key)
         return "40x"

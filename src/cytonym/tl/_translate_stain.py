@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 from xarray import DataTree
 
+from cytonym.data.brightfield import TRANSLATIONS
 from cytonym.data.nuclei import NucleusRules
 from cytonym.data.pixel_store import Progress, lazy, new_pixels
 from cytonym.data.stains import intensity_counts, white_level
@@ -19,17 +21,21 @@ from cytonym.tl._brightfield import brightfield_sources, derived_key, nuclear_di
 from cytonym.tl._translators import TILE_PX, ClassicalTranslator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from spatialdata import SpatialData
 
     from cytonym.data.source import CellSource
+    from cytonym.models import DeepLIIF
+    from cytonym.tl._learned_translator import Tiles
     from cytonym.tl._translators import Translator
+
+    Ready = tuple[Translator, dict[str, Any]]
+    """What translates an image, and what to tell about it."""
 
 logger = logging.getLogger("cytonym")
 
-MODELS = ("classical",)
-ATTRS = "translate_stain"
+ATTRS = TRANSLATIONS
 """Entry of `sdata.attrs` that tells how each image was made."""
 LARGE_PX = 25_000_000
 """Images with more pixels get several levels."""
@@ -37,20 +43,25 @@ LARGE_PX = 25_000_000
 
 def translate_stain(
     sdata: SpatialData,
-    model: str = "classical",
+    model: str | Path | DeepLIIF = "classical",
     *,
     diameter_um: float | None = None,
     diameter_px: float | None = None,
-    dab_threshold: float = NucleusRules.positive,
-    contrast: float = NucleusRules.contrast,
-    nuclear_stain: bool = True,
+    dab_threshold: float | None = None,
+    contrast: float | None = None,
+    nuclear_stain: bool | None = None,
+    tile_px: int | None = None,
+    pixel_size: float | None = None,
+    tiles: Tiles | None = None,
+    rgb: bool = False,
+    batch_size: int | None = None,
+    device: str = "auto",
     class_map: bool = True,
     image_key: str | Sequence[str] | None = None,
     coordinate_system: str = "global",
     scale: str | None = None,
     scale_factors: Sequence[int] | None = None,
     out: str | Path | None = None,
-    tile_px: int = TILE_PX,
 ) -> None:
     """Translate a brightfield image (immunohistochemistry) into images of its stains, and a class map of its nuclei.
 
@@ -60,26 +71,47 @@ def translate_stain(
     image is read tile by tile, with as much around each tile as decides about its pixels: the result does not depend on the
     tiles, and has no seams.
 
+    With learned networks (DeepLIIF, Ghahremani et al. 2022) each tile is resized to the networks' resolution and translated
+    on its own, as published, because it is normalised by its own pixels. Tiles overlap by an eighth of their side, and lie on a grid that
+    follows from the size of the image alone. Tiles without tissue get constant colors. A whole slide takes little memory: a row of
+    tiles along its shorter side.
+
     Parameters
     ----------
     sdata
         Images.
     model
-        `"classical"`.
+        `"classical"`; networks, such as `models.DeepLIIF.from_published(folder)` for weights that you have got from the authors (for
+        non-commercial use); or the folder of a checkpoint (`models.save`).
     diameter_um
-        Diameter of a nucleus in micrometres, for images whose pixel size is known; 8 by default.
+        Diameter of a nucleus in micrometres, for images whose pixel size is known; 8 by default. Classical only, as the next five.
     diameter_px
         The same in pixels of the image; takes precedence. By default it follows from `diameter_um`; where the pixel size is
         unknown, it is the size that stands out in the hematoxylin of the images, and is logged. Images of unknown pixel size
         are taken to be of one magnification.
     dab_threshold
-        Optical density of DAB at its centre above which a nucleus is positive. The default was chosen on Ki-67 slides whose
+        Optical density of DAB at its centre above which a nucleus is positive. The default, 0.07, was chosen on Ki-67 slides whose
         nuclei were marked by hand, where pale brown counts as positive; 0.2 asks for a clear stain.
     contrast
-        Least answer of a nucleus to the Laplacian of Gaussian, in units of optical density.
+        Least answer of a nucleus to the Laplacian of Gaussian, in units of optical density; 0.045 by default.
     nuclear_stain
-        DAB stains nuclei (Ki-67, ER, PR, p53), so that they are looked for in both stains. If it stains cytoplasm or membranes,
-        look for nuclei in the hematoxylin alone with False; the density in brown cells is then a guess.
+        DAB stains nuclei (Ki-67, ER, PR, p53), so that they are looked for in both stains: the default. If it stains cytoplasm or
+        membranes, look for nuclei in the hematoxylin alone with False; the density in brown cells is then a guess.
+    tile_px
+        Side of what is looked at at a time, 1024 by default.
+    pixel_size
+        Micrometres a pixel of the image, by which tiles are cut: 512 pixels at 40x, 256 at 20x and 128 at 10x for the published
+        networks. Default: what the image says; where it says nothing, that of the networks, with a warning. Networks only, as the next four.
+    tiles
+        `"blended"`, the default: neighbours fade into each other over their overlap, so that there are no hard seams.
+        `"released"`: the middle of each tile is kept as it is, as the published program does.
+    rgb
+        Also keep the modalities as the networks draw them, each an image of its own.
+    batch_size
+        Tiles with tissue that are looked at at a time: 8 by default, on a CPU as many as threads if these are fewer. On a CPU the
+        result does not depend on it, nor on the number of threads; on a GPU it may by a rounding.
+    device
+        `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
     class_map
         Also draw the class map.
     image_key
@@ -95,28 +127,34 @@ def translate_stain(
         Folder for the pixels of the new images, for slides that do not fit into memory: one Zarr array an image, which must
         stay while the elements are used. Called again after an interruption, with the same settings, it goes on. In memory by
         default, compressed where they are large.
-    tile_px
-        Side of what is looked at at a time.
 
     Returns
     -------
     None. Sets the following elements, which lie where the image lies and replace those of the same name:
 
     `images[f"{image}_stains"]`
-        f4, channels `hematoxylin` and `DAB`, in units of optical density.
+        Classical: f4, channels `hematoxylin` and `DAB`, in units of optical density. Networks: uint8, a channel each modality
+        (`hematoxylin`, `DAPI`, `Lap2` and `marker` for the published ones), brighter where there is more: the largest of red, green and blue,
+        as the published program reads the marker; of stains that are dark on bright, such as hematoxylin, the same of the inverted
+        picture, that is 255 less the smallest.
     `images[f"{image}_class_map"]`
         uint8, channels `positive`, `border` and `negative`, which are red, green and blue: what `tl.segment_nuclei` takes.
+    `images[f"{image}_{modality}"]`
+        With `rgb=True`: uint8, channels `r`, `g` and `b`.
     `attrs["translate_stain"]`
-        For each of them, which image, model and numbers it was made with.
+        For each of them, which image, model and numbers it was made with; of networks the hash of their weights and their licence.
 
     `{image}` is the name of the image without `_image` at its end.
 
     Raises
     ------
-    KeyError
-        No such image or level.
+    FileNotFoundError, KeyError
+        No such checkpoint, image or level.
+    TypeError
+        `model` is no model.
     ValueError
-        An unknown model; an image that is not RGB of 8 bits, dark as fluorescence, or too small; no size of nuclei.
+        An unknown model, or one of another kind; an option that is for the other kind of model; an image that is not RGB of 8
+        bits, dark as fluorescence, or too small; no size of nuclei; pixels that the networks cannot know.
 
     Examples
     --------
@@ -130,53 +168,61 @@ def translate_stain(
     >>> cy.tl.translate_stain(sdata, diameter_px=11)
     >>> [str(c) for c in sdata["ihc_stains"].c.values], [str(c) for c in sdata["ihc_class_map"].c.values]
     (['hematoxylin', 'DAB'], ['positive', 'border', 'negative'])
+
+    Networks, here with random weights:
+
+    >>> small = cy.models.DeepLIIFConfig(filters=4, blocks=1, depth=4, tile_px=32)
+    >>> networks = cy.models.DeepLIIF.from_seed(["hematoxylin", "marker"], small)
+    >>> cy.tl.translate_stain(sdata, networks, pixel_size=0.25)
+    >>> sdata["ihc_stains"].dtype, [str(c) for c in sdata["ihc_stains"].c.values]
+    (dtype('uint8'), ['hematoxylin', 'marker'])
     """
-    if model not in MODELS:
-        msg = f"No model {model!r} to translate stains with. Available: {list(MODELS)}."
-        raise ValueError(msg)
-    for name, value, least in (
-        ("dab_threshold", dab_threshold, 0),
-        ("contrast", contrast, 0),
-        ("tile_px", tile_px, 64),
-    ):
-        if not value >= least:
-            msg = f"`{name}` must be at least {least}, got {value}."
+    network = None if isinstance(model, str) and model == "classical" else _network(model)
+    if network is None:
+        options = {"pixel_size": pixel_size, "tiles": tiles, "rgb": rgb or None, "batch_size": batch_size}
+        _require_none(options | {"device": None if device in ("auto", "cpu") else device}, "learned networks")
+    else:
+        options = {"diameter_um": diameter_um, "diameter_px": diameter_px, "dab_threshold": dab_threshold}
+        _require_none(
+            options | {"contrast": contrast, "nuclear_stain": nuclear_stain, "tile_px": tile_px}, "model='classical'"
+        )
+    side = TILE_PX if tile_px is None else tile_px
+    rules = NucleusRules(
+        1,
+        contrast=NucleusRules.contrast if contrast is None else contrast,
+        positive=NucleusRules.positive if dab_threshold is None else dab_threshold,
+        hematoxylin_only=nuclear_stain is False,
+    )
+    least = {"dab_threshold": (rules.positive, 0), "contrast": (rules.contrast, 0), "tile_px": (side, 64)}
+    for name, (value, limit) in least.items():
+        if not value >= limit:
+            msg = f"`{name}` must be at least {limit}, got {value}."
             raise ValueError(msg)
     sources = brightfield_sources(sdata, image_key, coordinate_system, scale)
-    suffixes = [*ClassicalTranslator(NucleusRules(1), np.ones(3), class_map=class_map).outputs]
+    if network is None:
+        suffixes = [*ClassicalTranslator(rules, np.ones(3), class_map=class_map).outputs]
+    else:
+        settings = {"class_map": class_map, "rgb": rgb, "tiles": tiles, "batch_size": batch_size, "device": device}
+        ready = _learned(network, sources, pixel_size, settings)
+        suffixes = [*ready[sources[0].image_key][0].outputs]
     keys = [derived_key(source.image_key, suffix) for source in sources for suffix in suffixes]
     _require_free(sdata, keys, [source.image_key for source in sources])
-    white, blank = {}, set()
+    white, shown = {}, {}
     for source in sources:
-        counts = intensity_counts(
-            tile.pixels for tile in iter_tiles(source.pixels, source.channel_index, tile_px=tile_px)
-        )
+        counts = intensity_counts(tile.pixels for tile in iter_tiles(source.pixels, source.channel_index, tile_px=side))
         white[source.image_key] = white_level(counts)
-        if not require_tissue(source, counts, white[source.image_key]):
-            blank.add(source.image_key)
-    shown = {key: level for key, level in white.items() if key not in blank}
-    diameters = nuclear_diameters(sources, shown, diameter_px, diameter_um)
+        if require_tissue(source, counts, white[source.image_key]):
+            shown[source.image_key] = white[source.image_key]
+    if network is None:
+        diameters = nuclear_diameters(sources, shown, diameter_px, diameter_um)
+        ready = _classical(rules, diameters, white, class_map, side)
+    elif licence := network.provenance.get("licence"):
+        logger.warning("Licence of the networks: %s", licence)
     made: dict[str, Any] = {}
     record: dict[str, Any] = {}
     for source in sources:
-        rules = NucleusRules(
-            diameters[source.image_key],
-            contrast=contrast,
-            positive=dab_threshold,
-            hematoxylin_only=not nuclear_stain,
-        )
-        level = white[source.image_key]
-        translator = ClassicalTranslator(rules, level, class_map=class_map, tile_px=tile_px)
-        params = {
-            "image": source.image_key,
-            "model": model,
-            "white": level.tolist(),
-            "diameter_px": round(rules.diameter, 3),
-            "tile_px": tile_px,
-            "dab_threshold": dab_threshold,
-            "contrast": contrast,
-            "nuclear_stain": nuclear_stain,
-        }
+        translator, told = ready[source.image_key]
+        params = {"image": source.image_key, "white": white[source.image_key].tolist()} | told
         folder = None if out is None else Path(out)
         for key, element in _translated(sdata, source, translator, scale, scale_factors, folder, params).items():
             made[key], record[key] = element, params
@@ -188,7 +234,68 @@ def translate_stain(
     logger.info("New images: %s.", ", ".join(made))
 
 
+def _network(model: str | Path | DeepLIIF) -> DeepLIIF:
+    from cytonym.tl._learned_translator import translator_network  # imports torch
+
+    return translator_network(model)
+
+
+def _learned(
+    network: DeepLIIF, sources: Sequence[CellSource], pixel_size: float | None, settings: dict[str, Any]
+) -> dict[str, Ready]:
+    """What translates each image by networks, and what to tell about it."""
+    from cytonym.models.checkpoint import weights_sha256
+    from cytonym.tl._learned_translator import LearnedTranslator, resolution_of
+
+    found: dict[str, Ready] = {}
+    sha256 = weights_sha256(network)
+    for source in sources:
+        at = resolution_of(source, network, pixel_size)
+        translator = LearnedTranslator(network, at.tile_px, **settings | {"tiles": settings["tiles"] or "blended"})
+        told = {"weights_sha256": sha256, "pixel_size": at.pixel_size, "pixel_size_from": at.how}
+        found[source.image_key] = translator, translator.params() | told
+    return found
+
+
+def _classical(
+    rules: NucleusRules,
+    diameters: Mapping[str, float],
+    white: Mapping[str, np.ndarray],
+    class_map: bool,  # noqa: FBT001
+    tile_px: int,
+) -> dict[str, Ready]:
+    """The same without."""
+    found: dict[str, Ready] = {}
+    for key, diameter in diameters.items():
+        translator = ClassicalTranslator(
+            replace(rules, diameter=diameter), white[key], class_map=class_map, tile_px=tile_px
+        )
+        found[key] = (
+            translator,
+            {
+                "model": "classical",
+                "diameter_px": round(diameter, 3),
+                "tile_px": tile_px,
+                "dab_threshold": rules.positive,
+                "contrast": rules.contrast,
+                "nuclear_stain": not rules.hematoxylin_only,
+            },
+        )
+    return found
+
+
+def _require_none(options: dict[str, Any], kind: str) -> None:
+    given = [f"`{name}`" for name, value in options.items() if value is not None]
+    if given:
+        msg = f"For {kind} only, so leave out: {', '.join(given)}."
+        raise ValueError(msg)
+
+
 def _require_free(sdata: SpatialData, keys: Sequence[str], images: Sequence[str]) -> None:
+    both = sorted(set(keys) & set(images))
+    if both:
+        msg = f"New images {both} would replace images that are translated. Name what to translate by `image_key`, or rename them."
+        raise ValueError(msg)
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         msg = f"Images {list(images)} would share the names {twice}. Translate them one by one, or rename them."

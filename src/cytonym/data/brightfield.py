@@ -1,0 +1,73 @@
+"""Names around a brightfield image: its colors, and the images that are made of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLASS_MAP = ("positive", "border", "negative")
+"""Channels of a class map: red, green and blue."""
+RGB = ("red", "green", "blue")
+TRANSLATIONS = "translate_stain"
+"""Entry of `sdata.attrs` that tells how each image was made."""
+SEGMENTATION = "segment_nuclei"
+"""Entry of a table's `uns` that tells which images its nuclei are of."""
+
+
+def derived_key(image_key: str, suffix: str) -> str:
+    """Name of an element that is made of an image.
+
+    Examples
+    --------
+    >>> from cytonym.data.brightfield import derived_key
+    >>> derived_key("core3_image", "stains")
+    'core3_stains'
+    """
+    stem = re.sub(r"[_\-.]+(images?|img|raw)$", "", image_key, flags=re.IGNORECASE)
+    return f"{stem}_{suffix}"
+
+
+def on_white(rgb: Any, opacity: Any) -> Any:
+    """Colors as they look on white, where something is transparent.
+
+    Parameters
+    ----------
+    rgb
+        uint8 [3, H, W]; numpy or dask.
+    opacity
+        uint8 [1, H, W], 255 where nothing shines through.
+
+    Returns
+    -------
+    uint8 [3, H, W], of the kind of `rgb`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytonym.data.brightfield import on_white
+    >>> on_white(np.zeros((3, 1, 3), "u1"), np.array([[[255, 128, 0]]], "u1"))[0].tolist()
+    [[0, 127, 255]]
+    """
+    weight = opacity.astype(np.uint32)
+    return ((rgb.astype(np.uint32) * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def rgb_order(names: Sequence[str]) -> list[int] | None:
+    """Places of red, green and blue among the channels, None where there is no telling.
+
+    Examples
+    --------
+    >>> from cytonym.data.brightfield import rgb_order
+    >>> rgb_order(["b", "g", "r"]), rgb_order(["0", "1", "2", "3"]), rgb_order(["DAPI", "CD3", "CD8"])
+    ([2, 1, 0], [0, 1, 2], None)
+    """
+    known = [str(name).lower() for name in names]
+    for wanted in (RGB, ("r", "g", "b")):
+        if set(wanted) <= set(known):
+            return [known.index(color) for color in wanted]
+    return [0, 1, 2] if len(known) in (3, 4) and all(name.isdigit() for name in known) else None

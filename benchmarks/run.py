@@ -99,6 +99,7 @@ BENCHMARKS = (
         for field in ("codex_lymphoid_crop", "mibi_lymphnode", "imc_pancreas", "mif_lymphoma_fihc4")
     ),
     Benchmark("positivity", quick=None, full="--phantom --noise 0.1 0.2 0.3"),
+    Benchmark("positivity", quick=None, full="--phantom --noise 0.1 0.2 0.3 --noise-of labels"),
     Benchmark(
         "scoring",
         quick="--size 2048 --channels 8 --speed-size 2000 --speed-channels 2",

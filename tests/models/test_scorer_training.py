@@ -268,7 +268,7 @@ def test_the_best_weights_are_kept(monkeypatch):
     tiles = tiles_of([[POSITIVE, NEGATIVE]])
     scores = iter([0.4, 0.9, 0.7, 0.8])
     monkeypatch.setattr(ScorerTraining, "judge", lambda self, model: next(scores))
-    module = training([tiles], judge_every=3)
+    module = training([tiles], judge_every=3, robust_from=1.0)
     for step in range(10):
         module.loss([tiles, tiles])
         with torch.no_grad():
@@ -282,6 +282,20 @@ def test_the_best_weights_are_kept(monkeypatch):
     ]
     assert float(result.state_dict()["gain"]) == 8.0 + 6
     assert float(module.best_score) == pytest.approx(0.9)
+
+
+def test_of_a_robust_training_only_weights_of_its_last_part_are_kept(monkeypatch):
+    tiles = tiles_of([[POSITIVE, NEGATIVE]])
+    scores = iter([0.9, 0.8, 0.4, 0.5, 0.3])
+    monkeypatch.setattr(ScorerTraining, "judge", lambda self, model: next(scores))
+    module = training([tiles], steps=10, judge_every=2, robust_from=0.5)
+    for step in range(10):
+        module.loss([tiles, tiles])
+        with torch.no_grad():
+            module.network.gain.fill_(8.0 + step + 1)  # type: ignore[operator, union-attr]
+    assert float(module.finished().state_dict()["gain"]) == 8.0 + 8
+    assert float(module.best_score) == pytest.approx(0.5)
+    assert [row["step"] for row in module.history] == [2, 4, 6, 8, 10]
 
 
 def test_the_last_look_is_not_taken_twice(monkeypatch):

@@ -241,11 +241,13 @@ class ScorerTraining(nn.Module):
         self.steps += 1
 
     def _keep_best(self) -> None:
+        """Where cells are selected late in the training, only weights of that part count: wrong labels mislead the choice before."""
         score = self.judge(self.mean)
         row = {"step": int(self.steps), "validation_f1": score}
         if score >= 0 and row not in self.history:  # it is, where a step is done again after an interrupt
             self.history.append(row)
-        if score > float(self.best_score):
+        robust = self.recipe.robust_from
+        if score > float(self.best_score) and (robust >= 1 or int(self.steps) > robust * self.recipe.steps):
             self.best_score.fill_(score)
             self.best.load_state_dict(self.mean.state_dict())
 

@@ -54,7 +54,7 @@ bench: $(READY)  ## the quick benchmarks, each with its numbers as JSON
 lock:  ## resolve the newest packages and write requirements/lock.txt
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 hatchling editables --group dev .
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 hatchling editables --group dev '.[label]'
 	{ head -n 1 requirements/lock.txt; .venv-lock/bin/python -m pip freeze --exclude cytonym | sed -E 's/\+(cpu|cu[0-9]+)$$//' | LC_ALL=C sort -f; } > requirements/lock.new
 	mv requirements/lock.new requirements/lock.txt
 	rm -rf .venv-lock

@@ -84,6 +84,14 @@ BENCHMARKS = (
         for field in ("mibi_lymphnode", "imc_pancreas", "mif_lymphoma_fihc4")
     ),
     Benchmark("few_labels", quick=None, full="--phantom --draws 5"),
+    Benchmark("labelling", quick="--kills 5 --actions 500"),
+    Benchmark("labelling_browser", quick=None),  # needs Playwright and Chromium
+    Benchmark("labelling_efficiency", quick="--phantom --cells 1500 --steps 60 --seeds 1", full="--phantom"),
+    Benchmark("labelling_efficiency", quick=None, full="--phantom --hard"),
+    Benchmark(
+        "labelling_efficiency", quick=None, full="--train {codex_lymphoid_crop}", fields=("codex_lymphoid_crop",)
+    ),
+    Benchmark("labelling_efficiency", quick=None, full="--rgb {mif_lung_6plex_rgb}", fields=("mif_lung_6plex_rgb",)),
     Benchmark("clearit_speed", quick="--windows 128 --repeats 2"),
     Benchmark(
         "suggest",

@@ -647,6 +647,7 @@ def test_help_has_examples_and_exit_codes() -> None:
         (["embed"], "cytonym embed tumour.zarr --model panel"),
         (["score"], "cytonym score sample_*.zarr --without DNA --rules types.csv --out scores.csv"),
         (["classify"], "cytonym classify tumour.zarr --labels label --groups patient"),
+        (["label"], "cytonym label tumour.zarr --classes tumour,stroma,immune"),
         ([], "130 interrupted"),
     ):
         result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*command, "--help"])

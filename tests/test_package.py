@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cytonym"
-NAMESPACES = ["io", "pp", "tl", "pl", "get", "metrics", "datasets", "models"]
+NAMESPACES = ["io", "pp", "tl", "pl", "get", "metrics", "datasets", "models", "label"]
 TOP = (
-    "cli", "_classify", "_demo", "_options", "_report", "_report_figures", "_score", "_terminal", "_translate", "_translate_command",
+    "cli", "_classify", "_demo", "_label", "_options", "_report", "_report_figures", "_score", "_terminal", "_translate", "_translate_command",
 )  # fmt: skip
 VERBS = ("tl", "pp", "pl", "io", "datasets", "get")
 
 # What a room may import from, beside itself and `_shared`. Arrows run down only.
 MAY: dict[str, set[str]] = {
-    **{name: {*TOP, *VERBS, "models", "learning", "metrics", "data"} for name in TOP},
+    **{name: {*TOP, "label", *VERBS, "models", "learning", "metrics", "data"} for name in TOP},
+    "label": {*VERBS, "models", "learning", "metrics", "data"},
     **{name: {*VERBS, "models", "learning", "metrics", "data"} for name in VERBS},
     "models": {"learning", "metrics"},
     "learning": set(),
@@ -164,6 +165,13 @@ def fields(sdata: SpatialData) -> set[tuple[str, str]]:
     return {(where, key) for where, key in found if not key.startswith("spatialdata_attrs")}
 
 
+def label_by_hand(sdata: SpatialData, log: Path) -> None:
+    session = cy.label.Session(sdata, classes=["T"], log=log, annotator="maria", shapes_key="centers")
+    session.assign([0, 1], "T")
+    session.note(2, "mitosis?")
+    session.write(overwrite=True)
+
+
 @pytest.mark.filterwarnings("ignore:n_jobs value:UserWarning")
 def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
     """Each function runs, and whatever it wrote stands in the rows of that function, in the right place."""
@@ -199,6 +207,7 @@ def test_outputs_page_lists_what_the_functions_write(tmp_path: Path) -> None:
             sdata["table"], labels=(sdata["table"].to_df().rank(pct=True) > 0.7).astype(int), by="region"
         ),
         "tl.phenotype_cells": lambda: cy.tl.phenotype_cells(sdata["table"], {"T": "CD3+", "B": "CD20+ CD3-"}),
+        "label.Session": lambda: label_by_hand(sdata, tmp_path / "labels.jsonl"),
     }
     page = outputs()
     rows: dict[str, list[list[str]]] = {}

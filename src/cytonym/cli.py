@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cytonym import _label
 from cytonym._options import (
     Channel,
     Device,
@@ -26,7 +27,7 @@ from cytonym._options import (
     Without,
     chosen_channels,
     element_keys,
-)
+)  # fmt: skip
 from cytonym._terminal import errors, listen, open_store, unused, writable
 from cytonym._translate_command import EPILOG, translate
 
@@ -398,3 +399,4 @@ def classify(
 
 
 app.command(epilog=EPILOG)(translate)
+app.command(epilog=_label.EPILOG)(_label.label)

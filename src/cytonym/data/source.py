@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Areas:
+    """The polygons of cells that are named by shapes."""
+
+    shapes: np.ndarray
+    """Geometries [N], in coordinates of their own."""
+    to_pixels: np.ndarray
+    """[3, 3] on (x, y, 1), from these to the pixels of the image."""
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Geometries of some cells, in (x, y) of pixels."""
+        return np.asarray(shapely.transform(self.shapes[rows], lambda xy: transforms.apply(self.to_pixels, xy)))
+
+
+@dataclass(frozen=True, eq=False)
 class CellSource:
     """The cells of one image, in that image's own pixel grid. Lazy: holds no pixels.
 
@@ -53,6 +67,8 @@ class CellSource:
     """Units of the coordinate system per pixel; None where nothing is said about it, or where it differs by axis."""
     labels: LabelGrid | None
     """The label image on the grid of `pixels`, where the cells are named by labels."""
+    areas: Areas | None = None
+    """Polygons, where the cells are named by such."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,7 +87,11 @@ class CellSource:
         """The same image with some of its cells, by their positions [n] or a mask [N]."""
         index = np.asarray(rows)
         return replace(
-            self, instance_ids=self.instance_ids[index], centers=self.centers[index], spatial=self.spatial[index]
+            self,
+            instance_ids=self.instance_ids[index],
+            centers=self.centers[index],
+            spatial=self.spatial[index],
+            areas=None if self.areas is None else replace(self.areas, shapes=self.areas.shapes[index]),
         )
 
 
@@ -190,7 +210,7 @@ class _Image:
 
 def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: str) -> CellSource:
     element = getattr(sdata, kind)[region]
-    grid = None
+    grid, areas = None, None
     if kind == "labels":
         element = _full_resolution(element)
         _require_labels(element, region)
@@ -204,6 +224,7 @@ def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: 
     elif kind == "shapes":
         shapes = element.geometry.to_numpy()
         if (shapely.get_type_id(shapes) != shapely.GeometryType.POINT).any():
+            areas = Areas(shapes, transforms.between(to_system, image.to_system))
             shapes = shapely.centroid(shapes)
         shapes = np.where(shapely.is_empty(shapes), None, shapes)  # nowhere: NaN
         ids, points = element.index.to_numpy(), np.column_stack([shapely.get_x(shapes), shapely.get_y(shapes)])
@@ -216,7 +237,7 @@ def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: 
         twice = pd.Index(ids)[pd.Index(ids).duplicated()].unique()[:5].tolist()
         msg = f"Ids of {kind} element {region!r} repeat: {twice}. Each cell needs one id."
         raise ValueError(msg)
-    return _on_image(image, region, kind, ids, transforms.apply(to_system, points), grid)
+    return replace(_on_image(image, region, kind, ids, transforms.apply(to_system, points), grid), areas=areas)
 
 
 def _on_image(

@@ -1,0 +1,714 @@
+// All that the panes share, and everything that changes it.
+
+import { Bitset } from "./bitset.ts";
+import { CHANNEL_COLORS, codeIndices, FIRST_CLASS } from "./colors.ts";
+import { ConnectionLost, type ConnectionState, type Link } from "./link.ts";
+import { leftBehind, type Offer } from "./offer.ts";
+import { NOT_A_CELL, UNLABELLED, UNSURE, type Counts, type Header, type Hello, type LabelClass, type ModelInfo, type Reply } from "./protocol.ts";
+
+export type Topic =
+  | "hello" | "classes" | "labels" | "counts" | "set" | "picks" | "current" | "model" | "coloring" | "filter" | "points" | "job"
+  | "connection" | "notices" | "channels" | "looks" | "theme" | "pending" | "summary" | "outlines" | "details";
+
+export interface Look {
+  index: number;
+  name: string;
+  color: string;
+  on: boolean;
+  low: number;
+  high: number;
+  max: number;
+}
+
+export interface Notice {
+  key: number;
+  kind: "info" | "error" | "done";
+  text: string;
+  actions: [string, () => void][];
+  lasting: boolean;
+}
+
+export interface Pending {
+  rows: Uint32Array;
+  code: number;
+  source: string;
+  shown: number | null;
+  sent: boolean;
+}
+
+export interface Column {
+  kind: "codes" | "scale";
+  low: number;
+  high: number;
+  values: Int16Array | Uint8Array;
+}
+
+export interface Job {
+  name: string;
+  done: number;
+  total: number;
+  text: string;
+  state: string;
+}
+
+export type Filter = "all" | "unlabelled" | "labelled" | "discordant";
+export const FILTERS: Filter[] = ["all", "unlabelled", "labelled", "discordant"];
+const SHOWN_CHANNELS = 6;
+const NOWHERE = 65535;
+
+function hasSorted(rows: Uint32Array, row: number): boolean {
+  let [low, high] = [0, rows.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((rows[middle] as number) < row) low = middle + 1;
+    else high = middle;
+  }
+  return rows[low] === row;
+}
+
+export class State {
+  hello!: Hello;
+  classes: LabelClass[] = [];
+  codes = new Int16Array(0);
+  prediction: Int16Array | null = null;
+  confidence: Uint8Array | null = null;
+  columns = new Map<string, Column>();
+  counts: Counts = { total: 0, labelled: 0, by_class: {}, unsure: 0, not_cell: 0 };
+  canUndo = false;
+  canRedo = false;
+  model: ModelInfo | null = null;
+
+  points: Uint16Array | null = null;
+  pointsRange: { x: [number, number]; y: [number, number] } = { x: [0, 1], y: [0, 1] };
+  map = "";
+  coloring = "label";
+  filter: Filter = "all";
+  private nowhere: Uint8Array | undefined; // 1 where a cell has no place in this map
+  hidden: Uint8Array | undefined; // 1 where the filter leaves a cell out
+
+  set: Uint32Array = new Uint32Array(0); // the cells in the gallery, as they were found
+  order: Uint32Array = new Uint32Array(0); // the same, as they are sorted
+  setName = "";
+  setReasons: string[] = [];
+  offer: Offer | null = null; // the set is a page of suggestions of one class
+  perPage = 200;
+  picks = new Bitset(0);
+  seen = new Bitset(0);
+  current = -1;
+  looks: Look[] = [];
+  outlines = true;
+
+  pending = new Map<number, Pending>();
+  unconfirmed: Pending[] = [];
+  connection: ConnectionState = "lost";
+  why = ""; // there is no connection
+  notices: Notice[] = [];
+  job: Job | null = null;
+  summary: Header = {};
+  timings: { [what: string]: number } = {};
+  private listeners = new Map<Topic, Set<() => void>>();
+  private counter = 1;
+  private stored: Promise<unknown> = Promise.resolve(); // all that was sent is answered
+  private left: { label: number; rows: Uint32Array } | null = null; // taken out, and not yet told
+  private started = false;
+  private columnRequests = new Map<string, Promise<Column | null>>();
+
+  constructor(readonly link: Link) {
+    link.onPush = (header, buffers) => this.push(header, buffers);
+    link.onState = (state, why) => void this.connected(state, why);
+  }
+
+  // ---- listeners and notices
+
+  on(topics: Topic[], listener: () => void): void {
+    for (const topic of topics) {
+      if (!this.listeners.has(topic)) this.listeners.set(topic, new Set());
+      this.listeners.get(topic)?.add(listener);
+    }
+  }
+
+  emit(...topics: Topic[]): void {
+    const run = new Set<() => void>();
+    for (const topic of topics) for (const listener of this.listeners.get(topic) ?? []) run.add(listener);
+    for (const listener of run) listener();
+  }
+
+  notify(kind: Notice["kind"], text: string, actions: [string, () => void][] = [], lasting = kind === "error" || actions.length > 0): Notice {
+    this.notices = this.notices.filter((old) => old.text !== text);
+    const notice = { key: this.counter++, kind, text, actions, lasting };
+    this.notices.push(notice);
+    if (this.notices.length > 5) this.notices.splice(0, this.notices.length - 5);
+    if (!lasting) window.setTimeout(() => this.dismiss(notice), 5000);
+    this.emit("notices");
+    return notice;
+  }
+
+  dismiss(notice: Notice): void {
+    this.notices = this.notices.filter((n) => n !== notice);
+    this.emit("notices");
+  }
+
+  fail(what: string, error: unknown): void {
+    if (error instanceof ConnectionLost) return; // the banner of the connection says it
+    this.notify("error", `${what}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+
+  private async ask(what: string, type: string, fields: Header = {}, buffers: ArrayBufferView[] = []): Promise<Reply | null> {
+    try {
+      return await this.link.request(type, fields, buffers);
+    } catch (error) {
+      this.fail(what, error);
+      return null;
+    }
+  }
+
+  // ---- connection and start
+
+  private async connected(state: ConnectionState, why: string): Promise<void> {
+    this.connection = state;
+    this.why = why;
+    this.emit("connection");
+    if (state !== "open") return;
+    try {
+      const reply = await this.link.request("hello");
+      const hello = reply.header as unknown as Hello;
+      const same = this.started && hello.n === this.hello.n;
+      this.takeHello(hello, same);
+      const labels = this.loadLabels();
+      const points = same ? null : this.loadPoints(hello.maps[0] ?? "");
+      await labels;
+      if (!same) {
+        this.emit("hello", "classes", "counts", "channels", "labels", "model");
+        await points;
+        this.emit("points");
+      } else {
+        this.emit("classes", "counts", "labels", "model");
+      }
+      this.started = true;
+      void this.loadPredictions();
+      void this.loadSummary();
+      if (this.unconfirmed.length) this.offerResend();
+    } catch (error) {
+      this.fail("The labels could not be opened", error);
+    }
+  }
+
+  private takeHello(hello: Hello, same: boolean): void {
+    this.hello = hello;
+    this.classes = hello.classes;
+    this.counts = hello.counts;
+    this.canUndo = hello.can_undo;
+    this.canRedo = hello.can_redo;
+    this.model = hello.model;
+    if (same) return;
+    this.columns.clear();
+    this.picks = new Bitset(hello.n);
+    this.seen = new Bitset(hello.n);
+    this.set = new Uint32Array(0);
+    this.current = -1;
+    const rgb = ["#ff0000", "#00ff00", "#0000ff"];
+    this.looks = hello.channels.map((name, index) => ({
+      index, name, color: hello.rgb ? (rgb[index] as string) : (CHANNEL_COLORS[index % CHANNEL_COLORS.length] as string),
+      on: hello.rgb ? index < 3 : index < SHOWN_CHANNELS, low: 0, high: 0, max: 0,
+    }));
+    this.recallLooks();
+    if (hello.rgb && !this.looks.length) {
+      this.looks = ["red", "green", "blue"].map((name, index) => ({ index, name, color: rgb[index] as string, on: true, low: 0, high: 0, max: 0 }));
+    }
+  }
+
+  private get looksKey(): string {
+    return `cytonym-label-looks:${this.hello.title}`;
+  }
+
+  /** Which channels are on, and their colours and contrast, as they were when this page was last open here. */
+  private recallLooks(): void {
+    try {
+      const kept = JSON.parse(window.localStorage.getItem(this.looksKey) ?? "{}") as { [name: string]: Partial<Look> };
+      for (const look of this.looks) Object.assign(look, kept[look.name] ?? {});
+    } catch {
+      // nothing kept, or the host forbids it
+    }
+  }
+
+  keepLooks(): void {
+    if (this.hello.rgb) return;
+    try {
+      const kept = this.looks.map(({ name, on, color, low, high, max }) => [name, { on, color, low, high, max }]);
+      window.localStorage.setItem(this.looksKey, JSON.stringify(Object.fromEntries(kept)));
+    } catch {
+      // full, or the host forbids it
+    }
+  }
+
+  private async loadLabels(): Promise<void> {
+    const { buffers } = await this.link.request("column", { name: "label" });
+    this.codes = new Int16Array(buffers[0] as ArrayBuffer);
+  }
+
+  async loadMap(map: string): Promise<void> {
+    await this.loadPoints(map);
+    this.emit("points");
+  }
+
+  private async loadPoints(map: string): Promise<void> {
+    if (!map) {
+      this.map = "";
+      this.points = null;
+      return;
+    }
+    const reply = await this.ask("The map could not be loaded", "points", { map });
+    if (!reply) return;
+    this.map = map;
+    this.points = new Uint16Array(reply.buffers[0] as ArrayBuffer);
+    this.pointsRange = { x: reply.header["x"] as [number, number], y: reply.header["y"] as [number, number] };
+    this.nowhere = undefined;
+    for (let i = 0; i < this.points.length; i += 2) {
+      if (this.points[i] !== NOWHERE || this.points[i + 1] !== NOWHERE) continue;
+      this.nowhere ??= new Uint8Array(this.points.length >> 1);
+      this.nowhere[i >> 1] = 1;
+    }
+    this.refilter();
+  }
+
+  async loadPredictions(): Promise<void> {
+    if (!this.model) {
+      this.prediction = this.confidence = null;
+      return;
+    }
+    const prediction = await this.column("prediction", true);
+    const confidence = await this.column("confidence", true);
+    this.prediction = prediction?.kind === "codes" ? (prediction.values as Int16Array) : null;
+    this.confidence = confidence?.kind === "scale" ? (confidence.values as Uint8Array) : null;
+    this.refilter();
+    this.emit("model", "labels");
+  }
+
+  async loadSummary(): Promise<void> {
+    this.summaryAt = performance.now();
+    try {
+      this.summary = (await this.link.request("summary")).header;
+      this.emit("summary");
+    } catch (error) {
+      this.fail("The progress could not be read", error);
+    }
+  }
+
+  /** A column of one value per cell, kept once loaded. */
+  async column(name: string, fresh = false): Promise<Column | null> {
+    if (!fresh && this.columns.has(name)) return this.columns.get(name) as Column;
+    let running = this.columnRequests.get(name);
+    if (!running) {
+      running = this.ask(`“${name}” could not be loaded`, "column", { name }).then((reply) => {
+        this.columnRequests.delete(name);
+        if (!reply) return null;
+        const { header, buffers } = reply;
+        const kind = header["kind"] as Column["kind"];
+        const buffer = buffers[0] as ArrayBuffer;
+        const values = kind === "codes" ? new Int16Array(buffer) : new Uint8Array(buffer);
+        const column = { kind, low: Number(header["low"] ?? 0), high: Number(header["high"] ?? 1), values };
+        this.columns.set(name, column);
+        return column;
+      });
+      this.columnRequests.set(name, running);
+    }
+    return running;
+  }
+
+  // ---- pushes
+
+  private push(header: Header, buffers: ArrayBuffer[]): void {
+    switch (header["type"]) {
+      case "labels":
+        this.applyCodes(new Uint32Array(buffers[0] as ArrayBuffer), new Int16Array(buffers[1] as ArrayBuffer));
+        if (header["counts"]) this.counts = header["counts"] as Counts;
+        this.emit("counts");
+        break;
+      case "classes":
+        this.classes = header["classes"] as LabelClass[];
+        this.emit("classes", "labels");
+        break;
+      case "counts":
+        this.takeCounts(header);
+        break;
+      case "model":
+        this.model = header as unknown as ModelInfo;
+        this.notify("done", `Retrained on ${this.model.trained_on} labels${this.model.seconds ? ` in ${this.model.seconds.toFixed(1)} s` : ""}: suggestions are new.`);
+        void this.loadPredictions();
+        void this.loadSummary();
+        this.emit("model");
+        break;
+      case "map": {
+        const name = String(header["map"]);
+        if (!this.hello.maps.includes(name)) this.hello.maps.push(name);
+        this.notify("done", "The map was laid out anew.");
+        void this.loadMap(name);
+        break;
+      }
+      case "job":
+        this.job = header as unknown as Job;
+        if (this.job.state === "failed") this.notify("error", `${this.job.name} failed: ${this.job.text}`);
+        else if (this.job.state === "cancelled") this.notify("info", `${this.job.name} was cancelled.`);
+        else if (this.job.state === "done" && this.job.name !== "remap") this.notify("done", `${this.job.name} is done. ${this.job.text}`);
+        this.emit("job");
+        break;
+      case "error":
+      case "notice":
+        this.notify(header["type"] === "error" ? "error" : "info", String(header["text"] ?? header["error"] ?? ""));
+        break;
+    }
+  }
+
+  private takeCounts(header: Header): void {
+    if (header["counts"]) this.counts = header["counts"] as Counts;
+    if (typeof header["can_undo"] === "boolean") this.canUndo = header["can_undo"];
+    if (typeof header["can_redo"] === "boolean") this.canRedo = header["can_redo"];
+    this.emit("counts");
+  }
+
+  private applyCodes(rows: Uint32Array, codes: Int16Array | number): void {
+    for (let i = 0; i < rows.length; i++) this.codes[rows[i] as number] = typeof codes === "number" ? codes : (codes[i] as number);
+    if (this.filter !== "all") this.refilter();
+    this.emit("labels");
+  }
+
+  // ---- labels
+
+  get classIds(): number[] {
+    return this.classes.map((c) => c.id);
+  }
+
+  classOf(code: number): LabelClass | undefined {
+    return this.classes.find((c) => c.id === code);
+  }
+
+  nameOf(code: number): string {
+    if (code === UNLABELLED) return "no label";
+    if (code === UNSURE) return "unsure";
+    if (code === NOT_A_CELL) return "not a cell";
+    return this.classOf(code)?.name ?? `class ${code}`;
+  }
+
+  /** The cells that a key acts on: the picked ones, else the current one. */
+  targets(): Uint32Array {
+    if (this.picks.count) return this.picks.rows();
+    return this.current >= 0 ? Uint32Array.of(this.current) : new Uint32Array(0);
+  }
+
+  assign(code: number): void {
+    const open = this.offer !== null && this.offer.labelled === null;
+    if (open && code === this.offer?.label) return this.acceptPage();
+    const out = open && this.current >= 0 && !this.picks.has(this.current); // the key is for the cell that was taken out
+    const rows = out ? Uint32Array.of(this.current) : this.targets();
+    if (!rows.length) {
+      this.notify("info", "Pick cells first: lasso the map, take the next of the queue (n), or click a cell.");
+      return;
+    }
+    if (this.hello.readonly) {
+      this.notify("error", "This store is read-only: labels cannot be stored.");
+      return;
+    }
+    const single = rows.length === 1;
+    let shown = 0;
+    for (const row of rows) if (this.seen.has(row)) shown++;
+    void this.store({ rows, code, source: single ? "single" : "bulk", shown: single ? 1 : shown, sent: true });
+    if (out) return;
+    if (open) this.offer = null;
+    if (this.picks.count) this.setPicks(() => this.picks.clear());
+    else if (code !== UNLABELLED) this.advance();
+  }
+
+  /** Gives the class of the page to the cells that are still picked; the others were taken out. */
+  private acceptPage(): void {
+    const { offer, set, picks } = this;
+    if (!offer) return;
+    if (this.hello.readonly) return void this.notify("error", "This store is read-only: labels cannot be stored.");
+    if (set.some((row) => !this.seen.has(row))) return void this.notify("info", "The patches are not all there yet: a moment, or turn the page.");
+    const kept = set.filter((row) => picks.has(row)).sort();
+    const behind = leftBehind(set, (row) => picks.has(row));
+    this.left = behind.length ? { label: offer.label, rows: behind } : null;
+    this.offer = { ...offer, labelled: kept.length };
+    if (kept.length) void this.store({ rows: kept, code: offer.label, source: "suggested", shown: set.length, sent: true });
+    const out = this.order.find((row) => !picks.has(row) && this.codes[row] === UNLABELLED);
+    this.setPicks(() => picks.deleteAll(kept));
+    if (out !== undefined) this.setCurrent(out);
+  }
+
+  accept(): void {
+    if (this.offer && this.offer.labelled === null) return this.acceptPage();
+    if (this.offer && !this.picks.count) return void this.notify("info", "This page is done: o brings the next one.");
+    const rows = this.targets();
+    if (!this.prediction) {
+      this.notify("info", "There are no suggestions yet: label some cells, then retrain (t).");
+      return;
+    }
+    const groups = new Map<number, number[]>();
+    for (const row of rows) {
+      const code = this.prediction[row] as number;
+      if (code < 0) continue;
+      const group = groups.get(code);
+      if (group) group.push(row);
+      else groups.set(code, [row]);
+    }
+    if (!groups.size) this.notify("info", "None of these cells has a suggestion.");
+    for (const [code, members] of groups) {
+      const of = Uint32Array.from(members);
+      void this.store({ rows: of, code, source: "suggested", shown: members.filter((row) => this.seen.has(row)).length, sent: true });
+    }
+    if (this.picks.count) this.setPicks(() => this.picks.clear());
+    else if (groups.size) this.advance();
+  }
+
+  /** Sends labels; they count as stored, and are shown as such, only once the answer is there. */
+  private store(pending: Pending): Promise<unknown> {
+    return (this.stored = Promise.all([this.stored, this.send(pending)]));
+  }
+
+  private async send(pending: Pending): Promise<void> {
+    const key = this.counter++;
+    this.pending.set(key, pending);
+    this.emit("pending");
+    const start = performance.now();
+    try {
+      const { header, buffers } = await this.link.request("assign", { class: pending.code, source: pending.source, shown: pending.shown }, [pending.rows]);
+      this.pending.delete(key);
+      this.timings["label_ms"] = performance.now() - start;
+      if (buffers.length >= 2) this.applyCodes(new Uint32Array(buffers[0] as ArrayBuffer), new Int16Array(buffers[1] as ArrayBuffer));
+      else this.applyCodes(pending.rows, pending.code);
+      this.takeCounts(header);
+      if (hasSorted(pending.rows, this.current)) this.emit("details");
+      this.later();
+    } catch (error) {
+      this.pending.delete(key);
+      if (error instanceof ConnectionLost) {
+        this.unconfirmed.push({ ...pending, sent: false });
+        if (this.connection === "open") this.offerResend();
+      } else this.fail(`Not stored: ${pending.rows.length} × ${this.nameOf(pending.code)}`, error);
+    }
+    this.emit("pending");
+  }
+
+  private offerResend(): void {
+    const waiting = this.unconfirmed;
+    const cells = waiting.reduce((sum, p) => sum + p.rows.length, 0);
+    this.notify("error", `The connection was lost before ${cells === 1 ? "1 label was" : `${new Intl.NumberFormat("en").format(cells)} labels were`} confirmed. The labels shown are those that are stored.`, [
+      ["Send again", () => {
+        this.unconfirmed = [];
+        for (const p of waiting) void this.store({ ...p, sent: true });
+      }],
+      ["Discard", () => {
+        this.unconfirmed = [];
+        this.emit("pending");
+      }],
+    ]);
+  }
+
+  private summaryTimer = 0;
+  private summaryAt = 0;
+
+  /** The progress is read in pauses, and every ten seconds where there is none. */
+  private later(): void {
+    window.clearTimeout(this.summaryTimer);
+    const pause = performance.now() - this.summaryAt > 10_000 ? 0 : 1500;
+    this.summaryTimer = window.setTimeout(() => void this.loadSummary(), pause);
+  }
+
+  async step(type: "undo" | "redo"): Promise<void> {
+    if (this.hello.readonly) {
+      this.notify("error", "This store is read-only: labels cannot be changed.");
+      return;
+    }
+    const reply = await this.ask(`${type === "undo" ? "Not undone" : "Not done again"}`, type);
+    if (!reply) return;
+    this.left = null;
+    if (this.offer?.labelled != null) this.offer = null;
+    this.emit("picks");
+    if (reply.header["event"] === null) this.notify("info", `There is nothing to ${type}.`);
+    else if (reply.buffers.length >= 2) {
+      const rows = new Uint32Array(reply.buffers[0] as ArrayBuffer);
+      this.applyCodes(rows, new Int16Array(reply.buffers[1] as ArrayBuffer));
+      this.notify("info", `${type === "undo" ? "Undone" : "Done again"}: ${rows.length} ${rows.length === 1 ? "cell" : "cells"}.`);
+    }
+    this.takeCounts(reply.header);
+    this.emit("details");
+    this.later();
+  }
+
+  async changeClass(fields: Header): Promise<LabelClass[] | null> {
+    const reply = await this.ask("The classes were not changed", "classes", fields);
+    if (!reply) return null;
+    this.classes = reply.header["classes"] as LabelClass[];
+    this.takeCounts(reply.header);
+    if (reply.buffers.length >= 2) this.applyCodes(new Uint32Array(reply.buffers[0] as ArrayBuffer), new Int16Array(reply.buffers[1] as ArrayBuffer));
+    else if (fields["op"] === "remove") {
+      await this.loadLabels().catch((error) => this.fail("The labels could not be read again", error));
+    }
+    this.emit("classes", "labels");
+    return this.classes;
+  }
+
+  async addClass(name: string): Promise<LabelClass | undefined> {
+    const classes = await this.changeClass({ op: "add", name });
+    return classes?.find((c) => c.name === name);
+  }
+
+  // ---- the gallery's cells, picks and the current cell
+
+  showSet(rows: Uint32Array, name: string, reasons: string[] = [], offer: Offer | null = null): void {
+    this.set = this.order = rows;
+    this.setName = name;
+    this.setReasons = reasons;
+    this.offer = offer;
+    this.picks.clear();
+    if (offer) this.picks.addAll(rows);
+    this.seen.clear();
+    this.current = rows.length ? (rows[0] as number) : -1;
+    this.emit("set", "picks", "current");
+  }
+
+  setPicks(change: () => void): void {
+    change();
+    this.emit("picks");
+  }
+
+  setCurrent(row: number): void {
+    if (row === this.current) return;
+    this.current = row;
+    this.emit("current");
+  }
+
+  /** A cell clicked in the map or the tissue: it alone is acted on. */
+  single(row: number): void {
+    this.offer = null;
+    this.picks.clear();
+    this.current = row;
+    this.emit("picks", "current");
+  }
+
+  /** No picks any more, and no page to accept. */
+  drop(): void {
+    this.offer = null;
+    this.setPicks(() => this.picks.clear());
+  }
+
+  private advance(): void {
+    const { order } = this;
+    const at = order.indexOf(this.current);
+    if (at < 0) return;
+    for (let k = 1; k < order.length; k++) {
+      const row = order[(at + k) % order.length] as number;
+      if (this.codes[row] === UNLABELLED && !this.isPending(row)) return this.setCurrent(row);
+    }
+    if (at + 1 < order.length) this.setCurrent(order[at + 1] as number);
+  }
+
+  isPending(row: number): boolean {
+    for (const p of this.pending.values()) if (hasSorted(p.rows, row)) return true;
+    for (const p of this.unconfirmed) if (hasSorted(p.rows, row)) return true;
+    return false;
+  }
+
+  async queue(n: number): Promise<void> {
+    const reply = await this.ask("The queue could not be made", "queue", { n });
+    if (!reply) return;
+    const rows = new Uint32Array(reply.buffers[0] as ArrayBuffer);
+    if (!rows.length) this.notify("info", "The queue is empty: every cell has a label.");
+    else this.showSet(rows, "queue", (reply.header["reasons"] ?? []) as string[]);
+  }
+
+  private get labelledClasses(): number {
+    return this.classes.filter((c) => (this.counts.by_class[String(c.id)] ?? 0) > 0).length;
+  }
+
+  /** A model tells classes apart. */
+  get trainable(): boolean {
+    return this.labelledClasses > 1;
+  }
+
+  /** What there must be before pages of suggestions can be made; nothing where all is there. */
+  lacking(): string {
+    if (this.model) return "";
+    const labelled = this.labelledClasses;
+    if (!this.trainable) return `There are no suggestions yet: label a few cells of ${labelled ? "another class" : "at least two classes"}, then retrain (t).`;
+    return "There are no suggestions yet: retrain first (t).";
+  }
+
+  /** The page of suggestions of one class that is worth most, all of them picked. */
+  async nextPage(): Promise<void> {
+    const lacking = this.lacking();
+    if (lacking) return void this.notify("info", lacking);
+    await this.stored; // what was just accepted is not to come again
+    const { left } = this;
+    this.left = null;
+    const reply = await this.ask("The next page could not be made", "offer", { n: this.perPage, ...(left ? { out: left.label } : {}) }, left ? [left.rows] : []);
+    if (!reply) return;
+    const [label, rows] = [reply.header["class"] as number | null, new Uint32Array(reply.buffers[0] as ArrayBuffer)];
+    if (label === null || !rows.length) this.notify("info", "No suggestions are left: every cell has a label, or was taken out of a page.");
+    else this.showSet(rows, `suggested: ${this.nameOf(label)}`, [], { label, expected: Number(reply.header["expected"] ?? 0), labelled: null });
+  }
+
+  async search(picture?: ArrayBuffer): Promise<void> {
+    if (!picture && this.current < 0) {
+      this.notify("info", "Choose a cell first: the search is for cells like it.");
+      return;
+    }
+    const reply = picture
+      ? await this.ask("The search failed", "search", {}, [new Uint8Array(picture)])
+      : await this.ask("The search failed", "search", { row: this.current });
+    if (reply && !reply.buffers[0]?.byteLength) this.notify("info", "There are no other cells to find.");
+    else if (reply) this.showSet(new Uint32Array(reply.buffers[0] as ArrayBuffer), picture ? "like the picture" : "like this cell");
+  }
+
+  async command(type: string, what: string, fields: Header = {}): Promise<Header | null> {
+    const reply = await this.ask(what, type, fields);
+    return reply ? reply.header : null;
+  }
+
+  // ---- colours and filters of the map
+
+  discordant(row: number): boolean {
+    const [code, guess] = [this.codes[row] as number, this.prediction ? (this.prediction[row] as number) : -1];
+    return code >= 0 && guess >= 0 && code !== guess;
+  }
+
+  setColoring(name: string): void {
+    this.coloring = name;
+    this.emit("coloring");
+  }
+
+  setFilter(filter: Filter): void {
+    this.filter = filter;
+    this.refilter();
+    this.emit("filter");
+  }
+
+  private refilter(): void {
+    if (this.filter === "all") {
+      this.hidden = this.nowhere;
+      return;
+    }
+    const hidden = this.nowhere?.slice() ?? new Uint8Array(this.codes.length);
+    for (let i = 0; i < hidden.length; i++) {
+      const labelled = this.codes[i] !== UNLABELLED;
+      const kept = this.filter === "unlabelled" ? !labelled : this.filter === "labelled" ? labelled : this.discordant(i);
+      if (!kept) hidden[i] = 1;
+    }
+    this.hidden = hidden;
+  }
+
+  /** One byte per cell for the colours of the map, and whether it is a scale. */
+  async colorBytes(): Promise<{ values: Uint8Array; scale: Column | null }> {
+    const out = new Uint8Array(this.codes.length);
+    if (this.coloring === "label") codeIndices(this.codes, this.classIds, out);
+    else if (this.coloring === "prediction") {
+      if (this.prediction) codeIndices(this.prediction, this.classIds, out);
+    } else if (this.coloring === "discordant") {
+      for (let i = 0; i < out.length; i++) out[i] = this.discordant(i) ? FIRST_CLASS + 1 : (this.codes[i] as number) >= 0 ? FIRST_CLASS : 0;
+    } else {
+      const column = await this.column(this.coloring);
+      if (column?.kind === "scale") return { values: column.values as Uint8Array, scale: column };
+      if (column) codeIndices(column.values as Int16Array, this.classIds, out);
+    }
+    return { values: out, scale: null };
+  }
+}

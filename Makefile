@@ -29,7 +29,7 @@ demo: $(READY)  ## the main job on a synthetic tissue, ending with a report
 	$(BIN)/cytonym demo --out $(DEMO)
 
 test: $(READY)  ## all tests, the examples of the docstrings and the tutorials
-	$(BIN)/python -m pytest --doctest-modules --nbmake --nbmake-timeout=1200 src tests $(wildcard tutorials/*.ipynb)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules --nbmake --nbmake-timeout=1200 src tests $(wildcard tutorials/*.ipynb)
 
 docs: $(READY)  ## the documentation, in docs/_build/html (DOCS_OFFLINE=0 links to other packages)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

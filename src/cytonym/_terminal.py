@@ -92,3 +92,12 @@ def listen(*, quiet: bool) -> None:
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ["PYTHONWARNINGS"] = "ignore"  # of worker processes
+
+
+def print_version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
+    """For `--version`: print it and stop."""
+    if wanted:
+        from cytonym import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

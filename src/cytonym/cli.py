@@ -28,7 +28,7 @@ from cytonym._options import (
     chosen_channels,
     element_keys,
 )  # fmt: skip
-from cytonym._terminal import errors, listen, open_store, unused, writable
+from cytonym._terminal import errors, listen, open_store, print_version, unused, writable
 from cytonym._translate_command import EPILOG, translate
 
 app = typer.Typer(
@@ -41,14 +41,6 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 (typer's signature)
-    if wanted:
-        from cytonym import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-
-
 @app.callback()
 def main(
     context: typer.Context,
@@ -56,7 +48,7 @@ def main(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
     ] = False,
 ) -> None:
     """What each cell is, marker by marker: interpretable phenotypes from raw multiplexed tissue images."""

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -37,19 +38,29 @@ if TYPE_CHECKING:
 
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 DESK = "document.getElementById('app').desk"
+BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 CLASSES = ["T cell", "B cell", "Tumour", "Macrophage"]
 N_CHANNELS = 8
 N_PATCHES = 200
 DEFAULTS = {"cells": 1_000_000, "size": 4096, "labels": 30}
 
 
+def missing() -> str:
+    """What is not on this machine, and how to get it; empty where all is there."""
+    if find_spec("playwright") is None:
+        return "Playwright is not installed: pip install playwright"
+    if not any(map(shutil.which, BROWSERS)):
+        return "Chromium is not installed: apt-get install chromium, or see Playwright's documentation"
+    return ""
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The machine's own Chromium, else the one of Playwright. WebGL is computed on the processor."""
+    """The machine's own Chromium. WebGL is computed on the processor."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        found = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+        found = next((path for path in map(shutil.which, BROWSERS) if path), None)
         browser = p.chromium.launch(executable_path=found, args=FLAGS)
         try:
             yield browser
@@ -194,6 +205,12 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=DEFAULTS["labels"], help="labels given by key")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
+    lacking = missing()
+    if lacking:
+        print(f"Left out. {lacking}")
+        if given.json:
+            print(json.dumps({"left_out": lacking}))
+        return
     with tempfile.TemporaryDirectory() as name:
         found = measure(Path(name), given)
     if given.json:

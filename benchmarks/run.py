@@ -85,7 +85,7 @@ BENCHMARKS = (
     ),
     Benchmark("few_labels", quick=None, full="--phantom --draws 5"),
     Benchmark("labelling", quick="--kills 5 --actions 500"),
-    Benchmark("labelling_browser", quick=None),  # needs Playwright and Chromium
+    Benchmark("labelling_browser", quick="--cells 20000 --size 1024"),
     Benchmark("labelling_efficiency", quick="--phantom --cells 1500 --steps 60 --seeds 1", full="--phantom"),
     Benchmark("labelling_efficiency", quick=None, full="--phantom --hard"),
     Benchmark(

@@ -30,9 +30,8 @@ logger = logging.getLogger("cytonym")
 COMPACT = Path(__file__).parents[1] / "models" / "compact"
 WINDOW_PX = 768  # side of what goes through the network at once, in its pixels: the same on every machine
 RELEASED_TILE_PX = 1024
-GROUP_BYTES = (
-    2**25
-)  # canvas of the channels that are in memory together; their pixels of the image take several times as much
+GROUP_BYTES = 2**24
+"""Canvas of the channels that are in memory together; their pixels of the image take several times as much."""
 CELL_UM = 9.0  # diameter of a cell, to guess the size of pixels by
 DISC_UM = 8.0  # diameter of the disc in place of a mask
 PIXEL_SIZES = 2.0 ** np.arange(-3, 3)  # guesses: 0.125 … 4 micrometres

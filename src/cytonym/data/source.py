@@ -212,7 +212,7 @@ def _source(image: _Image, sdata: SpatialData, kind: Kind, region: str, system: 
     element = getattr(sdata, kind)[region]
     grid, areas = None, None
     if kind == "labels":
-        element = _full_resolution(element)
+        element = level_of(element)
         _require_labels(element, region)
     to_system = transforms.matrix(element, region, system)
     if kind == "labels":
@@ -296,19 +296,19 @@ def _image(sdata: SpatialData, key: str, system: str, scale: str | None, channel
 def _level(image: DataArray | DataTree, key: str, scale: str | None) -> DataArray:
     if isinstance(image, DataTree):
         levels = list(image.children)
-        if scale is None:
-            return _full_resolution(image)
-        require_key(scale, levels, "level", f"sdata.images[{key!r}]")
-        return cast("DataArray", next(iter(image[scale].data_vars.values())))
+        if scale is not None:
+            require_key(scale, levels, "level", f"sdata.images[{key!r}]")
+        return level_of(image, scale)
     if scale not in (None, "scale0"):
         msg = f"Image {key!r} has one level only, so `scale={scale!r}` is not there. Leave `scale` out."
         raise KeyError(msg)
     return image
 
 
-def _full_resolution(element: DataArray | DataTree) -> DataArray:
+def level_of(element: DataArray | DataTree, scale: str | None = None) -> DataArray:
+    """A level of an element that has several, the finest by default; an element with one level is that level."""
     if isinstance(element, DataTree):
-        return cast("DataArray", next(iter(element[next(iter(element.children))].data_vars.values())))
+        return cast("DataArray", next(iter(element[scale or next(iter(element.children))].data_vars.values())))
     return element
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
-from xarray import DataTree
 
 from cytonym.data import transforms
-from cytonym.data.source import resolve
+from cytonym.data.source import level_of, resolve
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -45,9 +44,7 @@ def to_pixels(sdata: SpatialData, source: CellSource, coordinate_system: str, sc
     """Matrix [3, 3] from the coordinates (x, y, 1) of the element that names the cells to pixels of the image."""
     if source.labels is not None:
         return np.linalg.inv(source.labels.to_labels)
-    image = sdata.images[source.image_key]
-    if isinstance(image, DataTree):
-        image = next(iter(image[scale or next(iter(image.children))].data_vars.values()))
+    image = level_of(sdata.images[source.image_key], scale)
     cells = getattr(sdata, source.kind)[source.region]
     return transforms.between(
         transforms.matrix(cells, source.region, coordinate_system),

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from spatialdata.transformations import get_transformation
-from xarray import DataTree
 
 from cytonym.data.elements import centers_element
 from cytonym.data.nuclear import nuclear_channels
 from cytonym.data.nuclear_size import nucleus_diameter
-from cytonym.data.source import image_sources
+from cytonym.data.source import image_sources, level_of
 from cytonym.pp._blobs import find_blobs
 
 if TYPE_CHECKING:
@@ -214,8 +213,6 @@ def _circles(
     sdata: SpatialData, source: CellSource, points: np.ndarray, diameter: float, scale: str | None
 ) -> GeoDataFrame:
     """Circles at points (x, y) [N, 2] of the image's pixel grid; they go wherever the image goes."""
-    image = sdata.images[source.image_key]
-    if isinstance(image, DataTree):
-        image = next(iter(image[scale or next(iter(image.children))].data_vars.values()))
+    image = level_of(sdata.images[source.image_key], scale)
     place = dict(get_transformation(image, get_all=True))
     return centers_element(points, radius=diameter / 2, transformations=place)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from spatialdata.models import get_channel_names
-from xarray import DataTree
 
 from cytonym.data import transforms
-from cytonym.data.source import image_sources
+from cytonym.data.source import image_sources, level_of
 from cytonym.data.stains import intensity_counts, white_level
 from cytonym.data.tiles import iter_tiles
 from cytonym.tl._brightfield import CLASS_MAP, brightfield_sources
@@ -107,15 +106,8 @@ def images_beside(
 
 
 def _same_grid(sdata: SpatialData, a: CellSource, b: CellSource, system: str) -> bool:
-    first, second = (transforms.matrix(finest_level(sdata.images[s.image_key]), s.image_key, system) for s in (a, b))
+    first, second = (transforms.matrix(level_of(sdata.images[s.image_key]), s.image_key, system) for s in (a, b))
     return a.shape[1:] == b.shape[1:] and np.allclose(first, second)
-
-
-def finest_level(element: Any) -> Any:
-
-    if isinstance(element, DataTree):
-        return next(iter(element[next(iter(element.children))].data_vars.values()))
-    return element
 
 
 def _require_grid(sdata: SpatialData, a: CellSource, b: CellSource, system: str, name: str) -> None:

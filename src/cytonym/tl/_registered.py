@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from spatialdata.models import get_channel_names
-from xarray import DataTree
 
 from cytonym.data import transforms
 from cytonym.data.brightfield import CLASS_MAP, TRANSLATIONS, derived_key
 from cytonym.data.class_map import pixel_classes
 from cytonym.data.pairing import as_list
-from cytonym.data.source import image_sources, resolve
+from cytonym.data.source import image_sources, level_of, resolve
 from cytonym.data.table import open_table
 from cytonym.data.translation_tiles import Registered, map_of_nuclei
 from cytonym.tl._brightfield import brightfield_sources
-from cytonym.tl._class_map_inputs import class_map_sources, finest_level
+from cytonym.tl._class_map_inputs import class_map_sources
 from cytonym.tl._class_maps import read_box
 
 if TYPE_CHECKING:
@@ -256,10 +255,7 @@ class _Place:
         return self.source.shape[1:] == other.shape[1:] and bool(np.allclose(first, second))
 
     def _matrix(self, key: str) -> np.ndarray:
-        element = self.sdata.images[key]
-        several = self.scale is not None and isinstance(element, DataTree)
-        level = next(iter(element[self.scale].data_vars.values())) if several else finest_level(element)
-        return transforms.matrix(level, key, self.system)
+        return transforms.matrix(level_of(self.sdata.images[key], self.scale), key, self.system)
 
     def require(self, other: CellSource, what: str) -> None:
         """Raise where it has not."""

@@ -15,10 +15,10 @@ from spatialdata.transformations import get_transformation
 
 from cytonym.data.class_map import RESOLUTIONS, CellRules
 from cytonym.data.pixel_store import lazy
-from cytonym.data.source import resolve
+from cytonym.data.source import level_of, resolve
 from cytonym.data.table import INSTANCE_KEY, open_table
 from cytonym.tl._brightfield import derived_key
-from cytonym.tl._class_map_inputs import class_map_sources, finest_level, images_beside, white_of
+from cytonym.tl._class_map_inputs import class_map_sources, images_beside, white_of
 from cytonym.tl._class_maps import DAB, TILE_PX, UNIT, ClassMap, find_cells_of_map
 from cytonym.tl._translate_stain import ATTRS, level_factors
 from cytonym.tl._translators import CLASS_MAP_KEY
@@ -204,7 +204,7 @@ def segment_nuclei(
         logger.info(
             "%s: %d nuclei, %d positive.", source.image_key, found.kept.sum(), (found.kept & found.positive).sum()
         )
-        place = dict(get_transformation(finest_level(sdata.images[source.image_key]), get_all=True))
+        place = dict(get_transformation(level_of(sdata.images[source.image_key]), get_all=True))
         labels[key] = Labels2DModel.parse(
             lazy(pixels), dims=("y", "x"), transformations=place, scale_factors=level_factors(*pixels.shape) or None
         )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
-from xarray import DataTree
 
 from cytonym.data.brightfield import TRANSLATIONS
 from cytonym.data.nuclei import NucleusRules
 from cytonym.data.pixel_store import Progress, lazy, new_pixels
+from cytonym.data.source import level_of
 from cytonym.data.stains import intensity_counts, white_level
 from cytonym.data.tiles import iter_tiles
 from cytonym.tl._brightfield import brightfield_sources, derived_key, nuclear_diameters, require_tissue
@@ -367,7 +367,5 @@ def level_factors(height: int, width: int) -> list[int]:
 
 
 def _place(sdata: SpatialData, image_key: str, scale: str | None) -> dict[str, Any]:
-    image = sdata.images[image_key]
-    if isinstance(image, DataTree):
-        image = next(iter(image[scale or next(iter(image.children))].data_vars.values()))
+    image = level_of(sdata.images[image_key], scale)
     return dict(get_transformation(image, get_all=True))

@@ -24,6 +24,7 @@ import logging
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,9 +42,11 @@ from cytonym.data.class_map import CellRules, cells_of_map
 from cytonym.data.stains import separate_stains
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from spatialdata import SpatialData
+
+    Method = Callable[[np.ndarray], "Nuclei"]
 
 REACH_PX = 10.0
 LEAST_PX = 30
@@ -224,19 +227,18 @@ def cases(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, pd.DataFr
         yield name, picture(folder / f"{name}.jpg"), region, pd.read_csv(path)
 
 
-def measure_points(folder: Path, held_out: bool) -> pd.DataFrame:  # noqa: FBT001
-    """All methods on all slides of a folder. Half of the slides were tuned on, unless the folder is held out."""
+def common_diameter(folder: Path) -> float:
+    """Diameter of the nuclei of slides of one magnification, in pixels: the median of what each tells by itself."""
+    return float(np.median([diameter_of(rgb) for _, rgb, _, _ in cases(folder)]))
+
+
+def measure_points(folder: Path, methods: dict[str, Method], *, held_out: bool = False) -> pd.DataFrame:
+    """Methods on all slides of a folder. Half of the slides were tuned on, unless the folder is held out."""
     rows = []
-    told = [diameter_of(rgb) for _, rgb, _, _ in cases(folder)]
-    common = float(np.median(told))
     for i, (name, rgb, region, nuclei) in enumerate(cases(folder)):
-        methods = {
-            "classical": classical(rgb),
-            "classical, one diameter": classical(rgb, diameter_px=common),
-            "naive": naive(rgb),
-        }
         true, positive = nuclei[["y", "x"]].to_numpy(float), (nuclei["label"] == "positive").to_numpy()
-        for method, found in methods.items():
+        for method, find in methods.items():
+            found = find(rgb)
             pixel = np.minimum(found.centers.astype(int), np.array(region.shape) - 1)
             here = region[pixel[:, 0], pixel[:, 1]]
             row = scores(found.centers[here], found.positive[here], true, positive)
@@ -323,9 +325,11 @@ def main() -> int:
     if options.learn and options.train is not None:
         from ihc_learning import measure_learning  # it imports this
 
-        result |= measure_learning(options.train, options.test)
+        result |= measure_learning(options.train, options.test, options.points)
     for folder in options.points:
-        frame = measure_points(folder, options.held_out)
+        common = partial(classical, diameter_px=common_diameter(folder))
+        methods: dict[str, Method] = {"classical": classical, "classical, one diameter": common, "naive": naive}
+        frame = measure_points(folder, methods, held_out=options.held_out)
         if options.cases:
             print(f"\n{frame.round(3).to_string(index=False)}")
         mean = frame.groupby(["half", "method"])[SHOWN].mean()

@@ -9,7 +9,8 @@ size that draws the class map from the image alone, trained on the same tiles by
 of each real tile, and a phantom of its own, choose the weights by their counts of nuclei. Dice, IoU and pixel accuracy of positive
 and negative nuclei as in `ihc.py`, of `tl.translate_stain` and `tl.segment_nuclei` with and without a watershed of touching nuclei. The keys
 `dice_learned` and `dice_unet` are with it, because the borders that networks draw are weak in places; of classical nuclei it splits
-none.
+none. `--points`: slides with nuclei marked by hand, as in `ihc.py`; their pixel size is the one at which the classical method finds
+nuclei as large as on the tiles that were trained on.
 
 A phantom is drawn here, with the truth about every pixel: nuclei of hematoxylin or DAB on textured tissue, with stain colors, optical
 densities, light, size and crowding that differ from phantom to phantom. Of each real tile there are also copies in which some of
@@ -23,13 +24,25 @@ import json
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from ihc import Nuclei, brightfield, mask_scores, segmented, tiles
+from ihc import (
+    SHOWN,
+    Nuclei,
+    brightfield,
+    common_diameter,
+    diameter_of,
+    mask_scores,
+    measure_points,
+    picture,
+    segmented,
+    tiles,
+)
 from PIL import Image
 from scipy import ndimage
 
@@ -41,6 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spatialdata import SpatialData
+
+    from cytonym.models import DeepLIIF
 
 PIXEL_SIZE = 0.25
 PHANTOMS, JUDGED_PHANTOMS = 8, 1
@@ -267,6 +282,13 @@ def write_strips(paths: Sequence[Path], folder: Path, seed: int = 0) -> None:
             Image.fromarray(strip).save(folder / name / f"{i:03d}.png")
 
 
+def drawn(rgb: np.ndarray, model: DeepLIIF, pixel_size: float) -> Nuclei:
+    """What networks find in an image, touching nuclei split."""
+    sdata = brightfield(rgb)
+    cy.tl.translate_stain(sdata, model, pixel_size=pixel_size)
+    return nuclei_in(sdata, rgb.shape[:2], watershed=True)
+
+
 def nuclei_in(sdata: SpatialData, shape: tuple[int, int], *, watershed: bool) -> Nuclei:
     """Nuclei of a class map; none where networks that have hardly learned draw none."""
     try:
@@ -281,9 +303,9 @@ def nuclei_in(sdata: SpatialData, shape: tuple[int, int], *, watershed: bool) ->
 
 
 def measure_learning(
-    train: Path, test: Path | None = None, *, steps: int | None = None, seed: int = 0
+    train: Path, test: Path | None = None, points: Sequence[Path] = (), *, steps: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Train on the co-registered tiles of a folder, score on tiles that were not trained on."""
+    """Train on the co-registered tiles of a folder, score on tiles and slides that were not trained on."""
     trained = sorted((train / "coregistered").glob("*.png"))
     seen = [path.stem for path in trained]
     tested = [(name, rgb, truth) for name, rgb, truth, _ in tiles(test or train) if name not in seen]
@@ -312,20 +334,35 @@ def measure_learning(
     mean = frame.groupby(["method", "watershed"])[["dice", "iou", "accuracy", "dice_nuclei"]].mean()
     print(f"\nmean over the tiles\n{mean.round(3).to_string()}")
     result["learning"] = {f"{m}{', watershed' * w}": row.round(4).to_dict() for (m, w), row in mean.iterrows()}
-    return result | {f"dice_{m}": round(float(mean.loc[(m, m != "classical"), "dice"]), 4) for m in methods}
+    result |= {f"dice_{m}": round(float(mean.loc[(m, m != "classical"), "dice"]), 4) for m in methods}
+    diameter = np.median([diameter_of(panels_of(picture(path))[0]) for path in trained])
+    models = {name: options["model"] for name, options in methods.items() if options}
+    for folder in points:
+        pixel_size = float(PIXEL_SIZE * diameter / common_diameter(folder))
+        found = measure_points(
+            folder, {m: partial(drawn, model=net, pixel_size=pixel_size) for m, net in models.items()}
+        )
+        mean = found.groupby("method")[SHOWN].mean()
+        print(f"\nmean over {found['case'].nunique()} slides of {folder}, {pixel_size:.2f} um a pixel\n{mean.round(3)}")
+        print(found.groupby(["half", "method"])[SHOWN].mean().round(3).to_string())
+        result["points_learned"] = {m: row.round(4).to_dict() for m, row in mean.iterrows()}
+    return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="co-registered tiles to train on, others to look at")
     parser.add_argument("--test", type=Path, help="tiles that nobody has looked at")
+    parser.add_argument(
+        "--points", type=Path, nargs="+", default=[], help="slides with marked nuclei, one magnification"
+    )
     parser.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
     logging.getLogger("cytonym").setLevel(logging.ERROR)
     pd.set_option("display.width", 220, "display.max_columns", 30)
-    result = measure_learning(options.train, options.test, steps=options.steps, seed=options.seed)
+    result = measure_learning(options.train, options.test, options.points, steps=options.steps, seed=options.seed)
     if options.json:
         print(json.dumps(result))
     return 0

@@ -68,8 +68,8 @@ BENCHMARKS = (
     Benchmark(
         "ihc_learning",
         quick="--train {ihc_deepliif} --steps 20",
-        full="--train {ihc_deepliif}",
-        fields=("ihc_deepliif",),
+        full="--train {ihc_deepliif} --points {ihc_ki67_points}",
+        fields=("ihc_deepliif", "ihc_ki67_points"),
     ),
     Benchmark("experiment1", quick="--seeds 1 --cells 1000"),
     Benchmark("parity", quick="--fixtures {parity}", full="--fixtures {parity}", fields=("parity",)),

@@ -194,7 +194,7 @@ def test_unknown_method_of_explanation(tissue, model):
         ValueError, match=re.escape("Unknown method 'lime'. Available: ['activation', 'gradient', 'occlusion']")
     ):
         cy.tl.explain_cells(tissue(), model, method="lime")
-    with pytest.raises(ValueError, match="'nextmarker' names a method, not a trained model"):
+    with pytest.raises(ValueError, match="'nextmarker' names a method. Give a trained model"):
         cy.tl.explain_cells(tissue(), "nextmarker")
 
 
@@ -204,7 +204,7 @@ def test_trained_model_and_training_arguments(tissue, model):
     side = model.window_px
     with pytest.raises(ValueError, match=f"The model reads windows of {side} px, not {side + 2}"):
         cy.tl.embed_cells(tissue(), model, size_px=side + 2)
-    with pytest.raises(TypeError, match="`model` must be a model or the folder of a checkpoint, got int"):
+    with pytest.raises(TypeError, match="`model` must be an encoder or the folder of a checkpoint, got int"):
         cy.tl.embed_cells(tissue(), 3)
 
 

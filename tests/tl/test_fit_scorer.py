@@ -387,6 +387,6 @@ def test_options_that_cannot_be(labelled, no_work, tissue):
     fails(
         TypeError, "`model` must be 'compact', a scorer or the folder of a checkpoint", sdata, "type", MATRIX, model=3
     )
-    fails(KeyError, "'compct' is neither 'compact' nor the folder", sdata, "type", MATRIX, model="compct")
+    fails(ValueError, "'compct' is neither 'compact' nor the folder", sdata, "type", MATRIX, model="compct")
     fails(ValueError, "`pixel_size` must be positive", sdata, "type", MATRIX, pixel_size=-1.0)
     fails(KeyError, "No column 'type'", tissue(), "type", MATRIX)

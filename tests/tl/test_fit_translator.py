@@ -365,7 +365,7 @@ def test_bad_elements(change: Callable[[SpatialData], None], message: str) -> No
         ),
         ({"model": replace(SMALL, input_channels=1)}, ValueError, "`input_channels` are 1"),
         ({"model": 3}, TypeError, "`model` must be"),
-        ({"model": "nowhere"}, ValueError, "No model 'nowhere'"),
+        ({"model": "nowhere"}, ValueError, "'nowhere' is neither 'classical' nor"),
         ({"steps": 0}, ValueError, "`steps` must be a whole number of at least 1"),
         ({"batch_size": 0}, ValueError, "`batch_size` must be a whole number of at least 1"),
         ({"validation": 1}, ValueError, "`validation` must be a share"),

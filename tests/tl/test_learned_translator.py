@@ -434,7 +434,7 @@ def test_what_is_no_model(tmp_path):
     sdata = brightfield(real(64, 80))
     cases: list[tuple[Any, type[Exception], str]] = [
         ("deepliif", ValueError, r"non-commercial.*models.DeepLIIF.from_published\(folder\).*model='classical'"),
-        ("vangogh", ValueError, "No model 'vangogh'.*classical"),
+        ("vangogh", ValueError, "'vangogh' is neither 'classical' nor"),
         (3, TypeError, "got int"),
         (tmp_path / "nothing", FileNotFoundError, "No checkpoint"),
         (

@@ -574,7 +574,7 @@ def test_models_that_are_no_scorers(tissue, scored, tmp_path):
         sdata,
         "nimbus",
     )
-    fails(scored, KeyError, "'compct' is neither 'compact' nor the folder of a checkpoint.", sdata, "compct")
+    fails(scored, ValueError, "'compct' is neither 'compact' nor the folder of a checkpoint.", sdata, "compct")
     fails(scored, FileNotFoundError, "No checkpoint at 'no/such'", sdata, "no/such")
 
 

@@ -324,7 +324,7 @@ def test_wrong_magnification(stained):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "vangogh"}, "No model 'vangogh'.*classical"),
+        ({"model": "vangogh"}, "'vangogh' is neither 'classical' nor"),
         ({"diameter_px": 0}, "`diameter_px` must be positive"),
         ({"diameter_px": -3}, "`diameter_px` must be positive"),
         ({"dab_threshold": -1}, "`dab_threshold` must be at least 0"),

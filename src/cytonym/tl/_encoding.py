@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from cytonym.data.loader import match_channels
 from cytonym.data.patches import Block, CellPatches
 from cytonym.data.statistics import channel_statistics
 from cytonym.learning.predict import predict, predict_distributed
-from cytonym.models import load, registry
 from cytonym.models.base import CellEncoder
+from cytonym.tl._loading import trained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from anndata import AnnData
 
@@ -88,19 +88,10 @@ def common_pixel_size(sources: Sequence[CellSource]) -> float | None:
 
 def trained_model(model: str | Path | CellEncoder) -> CellEncoder:
     """A model object, or one loaded from a checkpoint."""
-    if isinstance(model, CellEncoder):
-        return model
-    if isinstance(model, (str, Path)):
-        if not Path(model).exists() and str(model) in registry.names("encoder"):
-            msg = f"{str(model)!r} names a method, not a trained model: give a model or the folder of a checkpoint."
-            raise ValueError(msg)
-        found = load(model)
-        if not isinstance(found, CellEncoder):
-            msg = f"'{model}' holds a {found.name}, which names cells; an encoder is needed here. `tl.classify_cells` uses it."
-            raise ValueError(msg)
-        return found
-    msg = f"`model` must be a model or the folder of a checkpoint, got {type(model).__name__}."
-    raise TypeError(msg)
+    advice = "Give a trained model or the folder of a checkpoint."
+    return trained(
+        model, CellEncoder, "encoder", advice=advice, makers="`tl.fit_encoder`; `tl.classify_cells` uses classifiers"
+    )
 
 
 def check_size(model: CellEncoder, side: int | None) -> None:

@@ -17,12 +17,13 @@ from cytonym.data.stitching import Grid, Squares, Stitcher, TileAxis, cut_tiles,
 from cytonym.data.tiles import iter_tiles
 from cytonym.learning.engine import choose_device, progress_bar, read_ahead
 from cytonym.learning.predict import mapping
-from cytonym.models import DeepLIIF, load, registry
+from cytonym.models import DeepLIIF
 from cytonym.models.checkpoint import is_checkpoint
 from cytonym.models.deepliif import SEGMENTATION
 from cytonym.models.fast_generators import FastDeepLIIF
 from cytonym.models.translation import scaled, to_uint8
 from cytonym.tl._brightfield import CLASS_MAP
+from cytonym.tl._loading import trained
 from cytonym.tl._translators import CLASS_MAP_KEY, STAINS_KEY, TILE_PX, Output, Piece
 
 if TYPE_CHECKING:
@@ -64,34 +65,22 @@ def translator_network(model: str | Path | DeepLIIF) -> DeepLIIF:
     FileNotFoundError, TypeError, ValueError
         It is none of these, a model of another kind, or its input is no RGB image.
     """
-    found: Any = model
-    if not isinstance(model, DeepLIIF):
-        if not isinstance(model, (str, Path)):
-            msg = (
-                f"`model` must be 'classical', a translator or the folder of a checkpoint, got {type(model).__name__}."
-            )
-            raise TypeError(msg)
-        if not Path(model).exists():
-            if str(model) in registry.names("translator"):
-                msg = (
-                    f"{str(model)!r} names a method. Its published weights are not part of the package: get them from its authors "
-                    "(for non-commercial use) and pass `models.DeepLIIF.from_published(folder)`, or use model='classical'."
-                )
-                raise ValueError(msg)
-            if "/" not in str(model):
-                msg = f"No model {str(model)!r} to translate stains with: it is neither 'classical' nor the folder of a checkpoint."
-                raise ValueError(msg)
-        if Path(model).is_dir() and not is_checkpoint(model) and any(Path(model).glob("*.pt*")):
-            msg = f"'{model}' holds networks of the authors' program. Pass `models.DeepLIIF.from_published('{model}')`."
-            raise ValueError(msg)
-        found = load(model)
-        if not isinstance(found, DeepLIIF):
-            msg = f"'{model}' holds a {found.name}, but a translator is needed here (`models.DeepLIIF`)."
-            raise ValueError(msg)
+    if isinstance(model, (str, Path)) and any(Path(model).glob("*.pt*")) and not is_checkpoint(model):
+        msg = f"'{model}' holds networks of the authors' program. Pass `models.DeepLIIF.from_published('{model}')`."
+        raise ValueError(msg)
+    found = trained(
+        model,
+        DeepLIIF,
+        "translator",
+        advice="Its published weights are not part of the package: get them from its authors (for non-commercial use) and pass "
+        "`models.DeepLIIF.from_published(folder)`, or use model='classical'.",
+        shipped="classical",
+        makers="`tl.fit_translator`, `models.DeepLIIF`",
+    )
     if found.config.input_channels != 3:
         msg = f"The networks take images of {found.config.input_channels} channels, but an RGB image has 3."
         raise ValueError(msg)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 class Resolution(NamedTuple):

@@ -16,8 +16,8 @@ from cytonym.data.cell_masks import CellMasks
 from cytonym.data.statistics import channel_statistics
 from cytonym.learning.engine import progress_bar
 from cytonym.learning.maps import Mapper, padded, released_map
-from cytonym.models import load, registry
 from cytonym.models.nimbus import Nimbus
+from cytonym.tl._loading import trained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,32 +71,18 @@ def scorer(model: str | Path | Nimbus) -> Nimbus:
 
     Raises
     ------
-    FileNotFoundError, KeyError, TypeError, ValueError
+    FileNotFoundError, TypeError, ValueError
         It is none of these, or a model of another kind.
     """
-    if isinstance(model, Nimbus):
-        return model
-    if not isinstance(model, (str, Path)):
-        msg = f"`model` must be 'compact', a scorer or the folder of a checkpoint, got {type(model).__name__}."
-        raise TypeError(msg)
-    if str(model) == "compact":
-        found: Any = load(COMPACT)
-        return found  # type: ignore[no-any-return]
-    if not Path(model).exists():
-        if str(model) in registry.names("scorer"):
-            msg = (
-                f"{str(model)!r} names a method. Its published weights are not part of the package: pass "
-                "`models.Nimbus.from_published()` (downloads them) or `from_published(path)`, or use model='compact'."
-            )
-            raise ValueError(msg)
-        if "/" not in str(model):
-            msg = f"{str(model)!r} is neither 'compact' nor the folder of a checkpoint."
-            raise KeyError(msg)
-    found = load(model)
-    if not isinstance(found, Nimbus):
-        msg = f"'{model}' holds a {found.name}, but a scorer is needed here (`tl.fit_scorer`, `models.Nimbus`)."
-        raise ValueError(msg)
-    return found
+    return trained(
+        COMPACT if isinstance(model, str) and model == "compact" else model,
+        Nimbus,
+        "scorer",
+        advice="Its published weights are not part of the package: pass `models.Nimbus.from_published()` (downloads them) or "
+        "`from_published(path)`, or use model='compact'.",
+        shipped="compact",
+        makers="`tl.fit_scorer`, `models.Nimbus`",
+    )
 
 
 def fields(

@@ -5,9 +5,10 @@
 
 Durability: a server runs in a process of its own, clients label over its WebSocket without a pause, and the process is killed (SIGKILL)
 at random moments and started again. In some rounds the log may also grow by a few hundred bytes only, as on a full disk. At the end the
-log is compared with what the clients were told: labels that were confirmed and are not there are `lost`; events that nobody sent are
-`invented`; cells whose label is not the one that follows from the log, read here a second time, are `wrong`. Memory: that of a server
-on a synthetic tissue after the first tenth of `--actions`, and at the end. With `--browser` also what people see, in Chromium.
+log is compared with what the clients were told: labels that were confirmed and are not there are `lost`; events that nobody sent, that
+are there twice, or that take back another label than the last one are `invented`; cells whose label is not the one that follows from
+the log, read here a second time, are `wrong`. Memory: that of a server on a synthetic tissue after the first tenth of `--actions`, and
+at the end. With `--browser` also what people see, in Chromium.
 """
 
 from __future__ import annotations
@@ -193,6 +194,27 @@ def durability(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def replayed(events: list[dict[str, Any]], cells: int) -> tuple[np.ndarray, int]:
+    """Code of each cell by the order of the events alone, and the number of those that undo or redo another one than is due."""
+    done: list[dict[str, Any]] = []
+    undone: list[dict[str, Any]] = []
+    astray = 0
+    for event in events:
+        if event["kind"] == "assign":
+            done.append(event)
+            undone.clear()
+        elif event["kind"] in ("undo", "redo"):
+            taken, given = (done, undone) if event["kind"] == "undo" else (undone, done)
+            if taken and taken[-1]["id"] == event["of"]:
+                given.append(taken.pop())
+            else:
+                astray += 1
+    codes = np.full(cells, -1)
+    for event in done:
+        codes[rows_of(event)] = event["class"]
+    return codes, astray
+
+
 def compared(log: Path, told: Told, cells: int) -> dict[str, Any]:
     """What the log holds against what was confirmed."""
     events, broken = read_log(log)
@@ -202,7 +224,7 @@ def compared(log: Path, told: Told, cells: int) -> dict[str, Any]:
         event = by_id.get(name, {})
         same = event.get("kind") == request["type"] and event.get("class") == request["class"]
         lost += not (same and rows_of(event) == request["rows"])
-    for event in events:
+    for event in by_id.values():
         if event["kind"] not in ("assign", "undo", "redo") or event["id"] in told.confirmed:
             continue
         request = {"type": event["kind"], "class": event.get("class"), "rows": rows_of(event)}
@@ -210,14 +232,8 @@ def compared(log: Path, told: Told, cells: int) -> dict[str, Any]:
             pending.remove(request)  # sent, stored, killed before the answer
         else:
             invented += 1
-    off: set[str] = set()
-    codes = np.full(cells, -1)
-    for event in events:
-        if event["kind"] in ("undo", "redo"):
-            (off.add if event["kind"] == "undo" else off.discard)(event["of"])
-    for event in events:
-        if event["kind"] == "assign" and event["id"] not in off:
-            codes[rows_of(event)] = event["class"]
+    codes, astray = replayed(events, cells)
+    twice = len(events) - len(by_id)
     table = AnnData(obs=pd.DataFrame(index=[f"cell {i}" for i in range(cells)]))
     again = cy.label.Session(table, log=log, annotator="client")
     return {
@@ -225,7 +241,7 @@ def compared(log: Path, told: Told, cells: int) -> dict[str, Any]:
         "confirmed": len(told.confirmed),
         "refused": told.refused,
         "lost": lost,
-        "invented": invented,
+        "invented": invented + twice + astray,
         "wrong": int((again.codes != codes).sum()),
         "broken_lines": broken,
     }

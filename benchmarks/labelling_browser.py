@@ -3,7 +3,8 @@
 Headless Chromium, driven by Playwright, opens the page of `Session.serve()`: a map of `--cells` cells without images, then a
 store on disk with images. Measured in the page are the seconds from opening to the first map (`first_paint_s`), from the end of a
 lasso to its cells drawn as chosen (`lasso_ms`), from a key to the answer that the label is on disk (`label_ms`, median), and from
-asking for 200 patches of 8 channels to the picture of them (`gallery_ms`, and `gallery_again_ms` with other cells of the same place).
+asking for 200 patches of 8 channels to the picture of them (`gallery_ms`, `gallery_again_ms` with other cells of the same place, and
+`gallery_scattered_ms` with cells of all places, as suggestions are).
 
     python benchmarks/labelling_browser.py --json
     python benchmarks/labelling_browser.py --cells 20000 --size 1024      # seconds
@@ -182,13 +183,13 @@ def gallery(browser: Browser, folder: Path, size: int) -> dict[str, float]:
         page = opened(browser, server.url)
         page.evaluate(f"() => {{ const s = {DESK}.state; s.looks.forEach((look) => (look.on = true)); }}")
         near = min(n, N_PATCHES)
-        for start in (0, min(near // 2, n - near)):
-            page.evaluate(
-                f"() => {DESK}.state.showSet(Uint32Array.from({{ length: {near} }}, (_, i) => i + {start}), 'bench')"
-            )
+        again = min(near // 2, n - near)
+        scattered = np.random.default_rng(1).choice(n, near, replace=False)
+        for rows in (np.arange(near), np.arange(near) + again, scattered):
+            page.evaluate(f"() => {DESK}.state.showSet(Uint32Array.from({rows.tolist()}), 'bench')")
             waits.append(timed(page, "gallery_ms"))
         page.close()
-    return {"gallery_ms": waits[0], "gallery_again_ms": waits[1]}
+    return dict(zip(("gallery_ms", "gallery_again_ms", "gallery_scattered_ms"), waits, strict=True))
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:

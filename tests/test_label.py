@@ -64,8 +64,38 @@ def test_labels_are_in_the_table_afterwards(call: Callable[..., Result], store: 
     assert result.exit_code == 0, result.output
     assert "0 of 40 cells labelled, as 'maria'" in result.output
     assert re.search(r"Page: http://127\.0\.0\.1:\d+/#token=[\w-]{40,}", result.output)
+    assert "saved: 2 labels in column 'label'" in result.output
+    assert sd.read_zarr(store)["table"].obs["label"].tolist()[2:6] == [np.nan, "immune", "immune", np.nan]
     again = call(store, "--annotator", "maria")
     assert "2 of 40 cells labelled" in again.output
+    assert "saved" not in again.output
+
+
+def test_labels_from_before_a_crash_and_of_others_are_saved(call: Callable[..., Result], store: Path) -> None:
+    result = call(store)
+    assert "saved" not in result.output  # nobody labelled anything
+    for name in ("maria", "noor"):  # as after a server that was killed
+        session = Session(sd.read_zarr(store), classes=["T"], annotator=name)
+        session.assign([3 if name == "maria" else 4], "T")
+    result = call(store, "--annotator", "maria", "--classes", "T")
+    assert "saved: 2 labels in column 'label'" in result.output
+    assert sd.read_zarr(store)["table"].obs["label"].notna().sum() == 2
+    assert "saved" not in call(store).output
+
+
+def test_whatever_fails_it_says_where_the_labels_are(
+    call: Callable[..., Result], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Session(sd.read_zarr(store), classes=["T"], annotator="m").assign([3], "T")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(Session, "write", fail)
+    for failure in (KeyError("no element"), AttributeError("no element")):
+        result = call(store)
+        assert "not saved: no element All labels are in " in result.output
+        assert (result.exit_code == 0) == isinstance(failure, KeyError)
 
 
 def test_the_embedding_is_offered(call: Callable[..., Result], store: Path) -> None:
@@ -125,23 +155,16 @@ def test_a_foreign_column_is_not_replaced(call: Callable[..., Result], store: Pa
     sdata["table"].obs["label"] = "mine"
     cy.io.save_table(sdata, "table")
 
-    job: dict[str, Session] = {}
-
     def meanwhile() -> None:
-        job["session"].assign([1], "a")
+        Session(sd.read_zarr(store), classes=["a"], annotator="m").assign([1], "a")
 
-    true = cy.label.Session
-
-    def keep(*given: Any, **options: Any) -> Any:
-        job["session"] = true(*given, **options)
-        return job["session"]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cy.label, "Session", keep)
-        result = call(store, "--classes", "a", meanwhile=meanwhile)
-        assert "The table was not saved" in result.output
-        assert set(sd.read_zarr(store)["table"].obs["label"]) == {"mine"}
-        result = call(store, "--key", "kind", meanwhile=meanwhile)
+    result = call(store, meanwhile=lambda: pytest.fail("somebody labels for hours"))
+    assert result.exit_code == 1
+    assert "obs['label']" in result.output
+    assert "--key label_by_hand" in result.output
+    assert "no column" in call(store, "--key", "my labels").output
+    assert set(sd.read_zarr(store)["table"].obs["label"]) == {"mine"}
+    result = call(store, "--key", "kind", meanwhile=meanwhile)
     assert "1 labels in column 'kind'" in result.output
     assert sd.read_zarr(store)["table"].obs["kind"].notna().sum() == 1
 

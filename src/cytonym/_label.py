@@ -27,7 +27,7 @@ from cytonym._options import (
     chosen_channels,
     element_keys,
 )
-from cytonym._terminal import errors, open_store
+from cytonym._terminal import FOR_PEOPLE, errors, open_store, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -146,19 +146,19 @@ class Job:
             sdata, classes=self.classes, log=self.log, annotator=self.annotator, table_key=self.table_key, use_rep=self.rep,
             channels=channels, size_px=self.size_px, rng=self.seed, **self.where,
         )  # fmt: skip
+        self.require_column(session)
         counts = session.counts()
         yield f"{path}: {counts['labelled']:,} of {counts['total']:,} cells labelled, as {session.annotator!r}"
         yield f"Labels: {session.log_path}" + (
             ", which cannot be written: labels cannot be given" if session.readonly else ""
         )
-        known = len(session.events)
         shown = self.browser and has_browser()
         with asked_to_end() as ended, session.serve(host=self.host, port=self.port, open_browser=shown) as page:
             yield f"Page: {page.url}"
             yield "Ctrl+C ends it."
             wait(ended)
         session.desk.close()
-        if len(session.events) > known:
+        if not session.readonly:
             yield from self.save(session)
 
     def path(self) -> Path:
@@ -204,14 +204,36 @@ class Job:
             "make one, or --embed does both here."
         )
 
-    def save(self, session: Session) -> Iterator[str]:
-        """Put the labels into the table of the store."""
-        try:
-            session.write(key_added=self.key, save=True)
-        except (OSError, ValueError) as error:
-            yield f"The table was not saved: {error} All labels are in {session.log_path}."
+    def require_column(self, session: Session) -> None:
+        """See that the labels can go into their column, before hours of work go into labels."""
+        from cytonym.label.record import foreign, require_storable
+
+        if session.readonly:
             return
-        yield f"Table {self.table_key!r} saved: {session.counts()['labelled']:,} labels in column {self.key!r}"
+        require_storable(session.table, self.key)
+        found = foreign(session, session.table, self.key)
+        if found:
+            msg = (
+                f"Table {self.table_key!r} has {', '.join(found)}, which did not come from the log {session.log_path} and would be lost. "
+                f"Choose another column for the labels: --key {self.key}_by_hand."
+            )
+            raise ValueError(msg)
+
+    def save(self, session: Session) -> Iterator[str]:
+        """Put the labels into the table of the store, where it lacks any: also those of others, and of a page that crashed."""
+        from cytonym.label.record import up_to_date
+
+        try:
+            if up_to_date(session, self.key):
+                return
+            session.write(key_added=self.key, save=True)
+        except Exception as error:
+            yield f"The table was not saved: {sentence(error)} All labels are in {session.log_path}."
+            if not isinstance(error, FOR_PEOPLE):
+                raise
+            return
+        known = int(session.table.obs[self.key].notna().sum())
+        yield f"Table {self.table_key!r} saved: {known:,} labels in column {self.key!r}"
 
 
 def has_browser() -> bool:

@@ -34,9 +34,14 @@ def errors(context: typer.Context) -> Iterator[None]:
     except FOR_PEOPLE as error:
         if (context.obj or {}).get("traceback"):
             raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        typer.echo(f"error: {' '.join(text.split()) or type(error).__name__}", err=True)
+        typer.echo(f"error: {sentence(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def open_store(store: Path) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,41 @@ def test_without_an_exchange_a_whole_table_is_always_there(store, monkeypatch):
     assert len(seen) == 3
     assert all(seen)
     assert states(store) == {"new"}
+
+
+def test_whoever_saves_meanwhile_waits(store, monkeypatch):
+    """Else the second one takes the folder away in which the first one builds its table."""
+    first, second = annotate(store), annotate(store)
+    second["table"].obs["state"] = "newer"
+    other = threading.Thread(target=cy.io.save_table, args=(second,))
+    put = _save_table._put_in_place
+
+    def interrupted(new, place):
+        if not other.ident:
+            other.start()
+            other.join(1)
+            assert other.is_alive()
+            assert states(store) == {"old"}
+        put(new, place)
+
+    monkeypatch.setattr(_save_table, "_put_in_place", interrupted)
+    cy.io.save_table(first)
+    other.join()
+    assert states(store) == {"newer"}
+    assert not list(store.glob(".cytonym-*"))
+    assert not list(store.parent.glob("*.lock"))
+
+
+def test_without_locks_the_folder_of_somebody_else_stays(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    other = store / ".cytonym-other"
+    other.mkdir()
+    cy.io.save_table(annotate(store))
+    assert states(store) == {"new"}
+    assert other.exists()
 
 
 def test_says_what_is_missing(store):

@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import struct
+import threading
+import tracemalloc
 import zipfile
 import zlib
 from functools import partial
@@ -20,6 +22,7 @@ from PIL import Image
 
 import cytonym as cy
 from cytonym.label import uploads
+from cytonym.label.desk import READERS
 from cytonym.label.session import Session
 from cytonym.label.uploads import read_picture
 from cytonym.label.wire import MOST_HEADER, BadRequestError, decode, encode, plain
@@ -63,7 +66,7 @@ def asker(desk: Desk, client: Any = None) -> Ask:
         header, out = asyncio.run(desk.handle({"id": 7, "type": type, **fields}, list(buffers), client))
         json.dumps(header, allow_nan=False)
         assert header.pop("re") == 7
-        return header, out
+        return header, [bytes(buffer) for buffer in out]
 
     return ask
 
@@ -266,6 +269,32 @@ def test_training_queue_and_search(desk: Desk, ask: Ask) -> None:
     assert not told["stop"]["suggested"]
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_page_that_was_gone_through(desk: Desk, ask: Ask, *, again: bool) -> None:
+    news: list[dict[str, Any]] = []
+    desk.subscribe(lambda header, _buffers: news.append(header))
+    session = desk.session
+    session.retrain_after_pages = again
+    ask("assign", u4(0, 1, 2, 3), **{"class": 0})
+    ask("assign", u4(4, 5, 6, 7), **{"class": 1})
+    session.learner.retrain(background=False)
+    told, [page] = ask("offer", **{"class": 1})
+    assert told["model"] == session.learner.version
+    first, second, *kept = numbers(page)
+    fields = {"class": 1, "source": "suggested", "shown": len(kept) + 2, "model": told["model"]}
+    assert not ask("assign", u4(*kept), u4(60), **fields)[0]["ok"]
+    assert not ask("assign", u4(*kept), u4(second), **{**fields, "class": -2})[0]["ok"]
+    assert not ask("assign", u4(*kept), **{**fields, "model": 7})[0]["ok"]
+    assert ask("assign", u4(*kept), u4(first, second), **fields)[0]["ok"]
+    event = next(e for e in reversed(session.events) if e.kind == "assign")
+    assert (event.model, event.hits) == (told["model"], {"1": [len(kept), 2]})
+    assert session.offers.taken_out()[1].tolist() == sorted([first, second])
+    if again:
+        wait(lambda: [n for n in news if n["type"] == "model"])
+    assert bool([n for n in news if n["type"] in ("model", "job")]) == again
+    assert session.learner.trained_on == (8 + len(kept) if again else 8)
+
+
 def test_training_needs_two_classes(desk: Desk, ask: Ask) -> None:
     news: list[dict[str, Any]] = []
     desk.subscribe(lambda header, _buffers: news.append(header))
@@ -341,7 +370,7 @@ def test_exports(ask: Ask, tmp_path: Path) -> None:
         ("assign", {"class": 0}, [b"abc"]),
         ("assign", {"class": 0}, [u4(60)]),
         ("assign", {"class": 0}, [u4(2**32 - 1)]),
-        ("assign", {"class": 0}, [u4(1), u4(2)]),
+        ("assign", {"class": 0}, [u4(1), u4(2), u4(3)]),
         ("assign", {"class": 0}, [u4(*range(60), 0)]),
         ("assign", {"class": 9}, [u4(1)]),
         ("assign", {"class": -4}, [u4(1)]),
@@ -553,6 +582,44 @@ def test_other_files_are_refused(desk: Desk, ask: Ask, data: bytes) -> None:
     assert not ask("search", data)[0]["ok"]
 
 
+def page_of(compression: int, part: bytes) -> bytes:
+    """A TIFF file of one page, 64 x 64, in one part."""
+    tags = {256: 64, 257: 64, 258: 8, 259: compression, 262: 1, 273: 8, 277: 1, 278: 64, 279: len(part)}
+    part += bytes(len(part) % 2)
+    listed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<4sI", b"II*\x00", 8 + len(part)) + part + struct.pack("<H", len(tags)) + listed + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("png", png(np.zeros((4000, 4000), np.uint8))), ("deflate", zlib.compress(bytes(2**25)))]
+)
+def test_parts_of_a_tiff_file_that_are_larger_than_it_says(kind: str, part: bytes) -> None:
+    """Pictures inside of it have sizes of their own, and a deflated part may hold anything."""
+    tracemalloc.start()
+    with pytest.raises(BadRequestError, match="compressed by PNG|more than the file claims"):
+        read_picture(page_of({"png": 34933, "deflate": 8}[kind], part))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
+    assert read_picture(page_of(8, zlib.compress(bytes(64 * 64)))).shape == (1, 64, 64)
+
+
+def test_deep_colours_are_not_cut() -> None:
+    """Pillow would read 8 of 16 bits."""
+    data = bytearray(png(np.zeros((5, 5, 3), np.uint8)))
+    data[24] = 16
+    with pytest.raises(BadRequestError, match="Save it as TIFF"):
+        read_picture(bytes(data))
+    grey = np.full((5, 6), 40_000, np.uint16)
+    assert np.array_equal(read_picture(png(grey)), grey[None])
+
+
+def test_grey_with_transparency_is_one_channel() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((5, 6, 2), 7, np.uint8), "LA").save(file, "PNG")
+    assert np.array_equal(read_picture(file.getvalue()), np.full((1, 5, 6), 7))
+
+
 def test_tiff_bombs_cost_nothing() -> None:
     small = tiff(np.zeros((64, 64), np.uint8), compression="zlib")
     with tifffile.TiffFile(io.BytesIO(small)) as file:
@@ -602,7 +669,7 @@ def test_clients_hear_of_each_other_in_order(desk: Desk) -> None:
 
 
 def test_labels_of_other_programs_are_heard(desk: Desk, tissue: SpatialData) -> None:
-    heard: list[tuple[dict[str, Any], list[bytes]]] = []
+    heard: list[tuple[dict[str, Any], Any]] = []
     client = desk.subscribe(lambda h, b: heard.append((h, b)))
     assert desk.session.log_path is not None
     other = Session(tissue, log=desk.session.log_path, annotator="jo")
@@ -686,6 +753,135 @@ def test_labelling_does_not_wait_for_pictures(desk: Desk, monkeypatch: pytest.Mo
 
     asyncio.run(run())
     assert done[0] == "assign"
+
+
+def blocked(desk: Desk, monkeypatch: pytest.MonkeyPatch, *kinds: str) -> tuple[threading.Event, list[int]]:
+    """Requests of some kinds end when the event is set; numbers of those that began."""
+    go, begun = threading.Event(), list[int]()
+
+    def slow(header: dict[str, Any], _buffers: list[bytes]) -> Any:
+        begun.append(header["id"])
+        assert go.wait(20)
+        return {}, [b"pixels"]
+
+    for kind in kinds:
+        monkeypatch.setitem(desk._looking, kind, slow)
+    return go, begun
+
+
+def test_only_the_newest_pictures_are_made(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are answered at once, without pixels, and not as errors, which a page would show."""
+    go, begun = blocked(desk, monkeypatch, "gallery", "context")
+    heard: dict[int, tuple[dict[str, Any], int]] = {}
+    client = desk.subscribe(lambda header, out: heard.update({header["re"]: (header, len(out))}))
+
+    async def run() -> None:
+        asked = [("gallery", k) for k in range(1, 6)] + [("context", k) for k in range(11, 14)]
+        tasks = [asyncio.create_task(desk.handle({"id": k, "type": kind}, [], client)) for kind, k in asked]
+        await asyncio.sleep(0.05)
+        assert heard == {k: ({"re": k, "ok": True, "superseded": True}, 0) for k in (2, 3, 4, 12)}
+        go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert begun[:2] in ([1, 11], [11, 1])
+    assert sorted(begun) == [1, 5, 11, 13]
+    assert [heard[k] for k in (1, 5, 11, 13)] == [({"re": k, "ok": True}, 1) for k in (1, 5, 11, 13)]
+
+
+def test_views_of_one_widget_do_not_take_each_others_pictures(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, begun = blocked(desk, monkeypatch, "gallery")
+    client = desk.subscribe(lambda _header, _out: None, shared=True)
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(desk.handle({"id": k, "type": "gallery"}, [], client)) for k in range(3)]
+        go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert sorted(begun) == [0, 1, 2]
+
+
+def test_a_page_opens_while_all_readers_are_busy(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, _ = blocked(desk, monkeypatch, "gallery")
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(desk.handle({"id": k, "type": "gallery"}, [])) for k in range(READERS)]
+        async with asyncio.timeout(20):
+            assert (await desk.handle({"type": "hello"}, []))[0]["ok"]
+        go.set()
+        await asyncio.gather(*tasks)
+
+    try:
+        asyncio.run(run())
+    finally:
+        go.set()
+
+
+def test_hello_is_answered_also_where_maps_fail(desk: Desk, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_maps: object) -> None:
+        msg = "broken"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(type(desk.session.maps), "names", property(fail))
+    assert ask("hello")[0] == {"ok": False, "error": "Something went wrong: RuntimeError."}
+
+
+def test_labels_are_stored_though_nobody_waits_for_the_answer(desk: Desk) -> None:
+    async def run() -> None:
+        go = threading.Event()
+        desk._writer.submit(go.wait, 20)
+        tasks = [asyncio.create_task(desk.handle({"id": k, "type": "assign", "class": 0}, [u4(k)])) for k in range(5)]
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        go.set()
+        await desk.settle()
+
+    asyncio.run(run())
+    assert desk.session.counts()["labelled"] == 5
+
+
+def test_what_others_stored_is_looked_for_whatever_goes_wrong(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trouble is told once, and again where it comes back."""
+    heard: list[str] = []
+    desk.subscribe(lambda header, _out: heard.append(header.get("text", "")))
+    damaged, good = ValueError("damaged"), None
+    coming: list[Exception | None] = [damaged, damaged, RuntimeError("odd"), good, damaged]
+
+    def refresh() -> None:
+        trouble = coming.pop(0) if coming else damaged
+        if trouble is not None:
+            raise trouble
+
+    monkeypatch.setattr("cytonym.label.desk.REFRESH_S", 0.001)
+    monkeypatch.setattr(desk.session, "refresh", refresh)
+
+    async def run() -> None:
+        listening = asyncio.create_task(desk.listen())
+        async with asyncio.timeout(20):
+            while len(heard) < 3:
+                await asyncio.sleep(0.001)
+        listening.cancel()
+
+    asyncio.run(run())
+    assert heard == ["damaged", "What others stored could not be read: RuntimeError.", "damaged"]
+
+
+def test_one_cell_costs_no_columns_of_all_cells(desk: Desk, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    markers = [[name, float(desk.session.marker(name)[5])] for name in desk.session.markers]
+
+    def whole(*_given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("cytonym.label.columns.marker_values", whole)
+    assert ask("cell", row=5)[0]["markers"] == markers
+
+
+def test_half_characters_are_refused(ask: Ask) -> None:
+    assert "half a character" in ask("note", row=1, text="a\ud800b")[0]["error"]
+    assert ask("note", row=1, text="a\U0001f600b")[0]["ok"]
 
 
 # ------------------------------------------------------------------------------------------------------------- odd objects

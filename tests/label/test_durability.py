@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from cytonym.label.log import Event, EventLog
 from cytonym.label.session import Session
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "labelling.py"
@@ -57,6 +58,33 @@ def test_losses_and_inventions_are_seen(script: Any, tmp_path: Path) -> None:
         "rows": [8],
     }  # stored, but not as it was sent
     assert script.compared(log, told, 50)["lost"] == 1
+
+
+def test_an_event_that_is_there_twice_is_seen(script: Any, tmp_path: Path) -> None:
+    log, told, _ = labelled(script, tmp_path)
+    assert script.compared(log, told, 50)["invented"] == 0
+    log.write_bytes(log.read_bytes() + log.read_bytes().splitlines(keepends=True)[-1])
+    found = script.compared(log, told, 50)
+    assert (found["lost"], found["invented"]) == (0, 1)
+
+
+def test_an_undo_of_another_label_than_the_last_one_is_seen(script: Any, tmp_path: Path) -> None:
+    log, told, session = labelled(script, tmp_path)
+    first = session.events[-2]
+    EventLog(log).append(lambda _: Event("x-1", first.time, "client", "undo", of=first.id))
+    told.confirmed["x-1"] = {"type": "undo", "class": None, "rows": []}
+    found = script.compared(log, told, 50)
+    assert (found["lost"], found["invented"]) == (0, 1)
+
+
+def labelled(script: Any, folder: Path) -> tuple[Path, Any, Session]:
+    """A log with two labels that were confirmed."""
+    log, told = folder / "labels.jsonl", script.Told()
+    table = AnnData(obs=pd.DataFrame(index=[f"cell {i}" for i in range(50)]))
+    session = Session(table, classes=script.CLASSES, log=log, annotator="client")
+    for row in (1, 2):
+        told.confirmed[session.assign([row], 1).id] = {"type": "assign", "class": 1, "rows": [row]}
+    return log, told, session
 
 
 @pytest.mark.slow

@@ -59,18 +59,16 @@ def test_learns_from_labels_and_changes_nothing_that_is_given(sdata, encoder, tm
     assert bytes_of(encoder) == before
     assert list(sdata["table"].obsm) == list(table.obsm)
     assert list(sdata["table"].obs) == list(table.obs)
-    row = int(session.source_rows[0][0])
-    source = session.sources[0]
-    y, x = (int(v) for v in source.centers[0])
-    pixels = np.asarray(next(iter(sdata.images.values())).data)
-    if min(y, x) >= 6 and max(y, x) < 154:  # the picture of a cell finds that cell
-        picture = pixels[:, y - 6 : y + 7, x - 6 : x + 7]
-        assert session.encode_picture is not None
-        near, _ = session.learner.nearest(session.encode_picture(picture), 1)
-        assert near[0] == row
+    centers = session.sources[0].centers.astype(int)
+    at = int(np.flatnonzero((centers.min(axis=1) >= 20) & (centers.max(axis=1) < 140))[0])
+    y, x = centers[at]
+    picture = np.asarray(next(iter(sdata.images.values())).data)[:, y - 6 : y + 7, x - 6 : x + 7]
+    assert session.encode_picture is not None
+    near, _ = session.learner.nearest(session.encode_picture(picture), 1)
+    assert near[0] == session.source_rows[0][at]
 
 
-def test_in_the_background_and_stopped(sdata, encoder, tmp_path, monkeypatch):
+def test_in_the_background_and_stopped(sdata, encoder, tmp_path):
     session = labelled(sdata, tmp_path)
     told, going = [], threading.Event()
 
@@ -86,6 +84,57 @@ def test_in_the_background_and_stopped(sdata, encoder, tmp_path, monkeypatch):
     assert told == [{"cancelled": True}]
     assert session.encoder is None
     assert session.encode_picture is None
+
+
+def test_stopped_while_it_embeds(sdata, encoder, tmp_path):
+    session = labelled(sdata, tmp_path)
+    told = []
+
+    def on_progress(done, total, text):
+        if text == "embedding":
+            session.cancel_finetune()
+
+    session.finetune(encoder, steps=1, background=False, on_done=told.append, on_progress=on_progress)
+    assert told == [{"cancelled": True}]
+    assert session.encoder is None
+
+
+def test_nothing_changes_where_nothing_can_be_learned_afterwards(sdata, encoder, tmp_path):
+    session = labelled(sdata, tmp_path)
+    with_nothing = np.full((session.n, 4), np.nan, np.float32)
+    assert "error" in session.adopt(encoder, with_nothing)
+    assert session.encoder is None
+    assert session._learner is None
+
+
+def test_no_class_is_lost_where_not_all_labels_fit(sdata, encoder):
+    rng = np.random.default_rng(0)
+    codes = np.array([0] * 50_000 + [1] * 10 + [2] * 3000, np.int16)
+    rows = rng.permutation(len(codes))
+    found = module._some_of_each(rows, codes[rows], 900, rng)
+    assert len(np.unique(found)) == 900
+    assert np.bincount(codes[found])[1:].tolist()[0] == 10
+    assert (np.bincount(codes[found]) >= [300, 10, 300]).all()
+    assert found.tolist() == rows[np.isin(rows, found)].tolist()  # in their order
+    assert sorted(codes[module._some_of_each(rows, codes[rows], 2, rng)]) == [0, 1, 2]
+
+
+def test_a_class_outside_the_images_is_left_out(sdata, encoder, tmp_path, monkeypatch, caplog):
+    session = labelled(sdata, tmp_path)
+    job = module.FineTuning(session)
+    session.add_class("elsewhere")
+    code = session.label_class("elsewhere")
+    rows = np.flatnonzero(session.codes == -1)[:4]
+    session.assign(rows, "elsewhere")
+    inside = np.ones(session.n, bool)
+    inside[rows] = False
+    monkeypatch.setattr(job, "_inside", lambda: inside)
+    known = job._known(session.labels())
+    assert code not in known
+    assert "'elsewhere'" in caplog.text
+    inside[session.labels() != 0] = False
+    with pytest.raises(ValueError, match="inside its image"):
+        job._known(session.labels())
 
 
 def test_one_at_a_time(sdata, encoder, tmp_path, monkeypatch):

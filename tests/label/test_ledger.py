@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cytonym.label.cells import CellIndex
 from cytonym.label.ledger import Ledger
 from cytonym.label.naming import next_color
-from cytonym.label.state import NOT_A_CELL, UNLABELLED, UNSURE, CellIndex
+from cytonym.label.state import NOT_A_CELL, UNLABELLED, UNSURE
 
 REGIONS = ["a", "a", "a", "b", "b", "a", "b", "a"]
 IDS = [1, 2, 3, 1, 7, 9, 8, 10]
@@ -351,6 +353,83 @@ def test_listeners_hear_of_own_and_others_events_once(path):
     assert b.refresh() == []
 
 
+def test_every_event_is_heard_once_whoever_labels_meanwhile():
+    ledger = Ledger(index(), None, "m")
+    heard: list[str] = []
+    ledger.on_change.append(lambda events: heard.extend(e.id for e in events))
+    real = ledger.lock
+
+    class Lock:
+        """Lets another thread label as soon as the first label is stored."""
+
+        waiting = True
+
+        def __enter__(self):
+            real.acquire()
+
+        def __exit__(self, *_):
+            real.release()
+            if self.waiting and ledger.events:
+                self.waiting = False
+                other = threading.Thread(target=ledger.assign, args=([1], "unsure"), daemon=True)
+                other.start()
+                other.join(20)
+
+    ledger.lock = Lock()
+    ledger.assign([0], "unsure")
+    assert sorted(heard) == sorted(e.id for e in ledger.events)
+
+
+def test_classes_are_made_once_by_all_who_begin_with_them(path, caplog):
+    a, b = Ledger(index(), path, "a"), Ledger(index(), path, "b")
+    a.begin_with(["Tumour", "B"])
+    b.begin_with(["tumour", "B"])  # it has not heard of them yet
+    assert [c.name for c in b.classes] == ["Tumour", "B"]
+    a.rename_class("B", "B cell")
+    a.remove_class("Tumour")
+    b.begin_with(["Tumour", "B", "b CELL", "K"])
+    assert [c.name for c in b.classes] == ["B cell", "K"]
+    assert b.restore_class(0)
+
+
+def test_a_class_that_somebody_else_made_meanwhile_is_found(path):
+    a, b = Ledger(index(), path, "a"), Ledger(index(), path, "b")
+    made = a.add_class("T cell").id
+    assert b.ensure_class("t cell") == made
+    assert b.ensure_class("B") == made + 1
+    a.remove_class("T cell")
+    assert b.ensure_class("T cell") == made + 2  # here it is needed, whatever there was
+
+
+def test_a_name_is_found_in_any_form_of_its_letters():
+    ledger = Ledger(index(), None, "m")
+    ledger.add_class("e\u0301")
+    ledger.assign([0], "e\u0301")
+    ledger.assign([1], " \u00e9")
+    assert ledger.codes[:2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("line", range(4))
+def test_a_line_that_is_taken_out_invents_no_label(path, line, caplog):
+    ledger = Ledger(index(), path, "m")
+    for name in ("T", "B"):
+        ledger.add_class(name)
+    ledger.assign([0, 1], "B")
+    ledger.remove_class("B", into="T")
+    ledger.add_class("b")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:line] + lines[line + 1 :]))
+    again = Ledger(index(), path, "m")
+    names = [c.name for c in again.classes]
+    assert len({name.casefold() for name in names}) == len(names)
+    known = [again.name_of(code) for code in again.codes[:3]]
+    assert known == {0: ["class 0", "class 0", None], 1: ["T", "T", None], 2: [None] * 3, 3: ["B", "B", None]}[line]
+    assert again.counts()["labelled"] == (0 if line == 2 else 2)
+    assert ("does not say" in caplog.text) == (line < 2)
+    assert again.add_class("K").id == 3
+    assert again.counts()["by_class"][3] == 0
+
+
 def test_notes(path):
     ledger = Ledger(index(), path, "m")
     ledger.note(3, "mitosis? <b>")
@@ -360,6 +439,9 @@ def test_notes(path):
     assert Ledger(index(drop=(0,)), path, "m").notes == {2: "mitosis? <b>"}
     with pytest.raises(ValueError, match="at most 10,000"):
         ledger.note(0, "x" * 10_001)
+    for where in (path, None):
+        with pytest.raises(ValueError, match="half a character"):
+            Ledger(index(), where, "m").note(0, "a\ud800")
     assert not ledger.can_undo
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import subprocess
 import sys
 
@@ -41,7 +42,8 @@ def test_events_come_back_as_they_were(path):
     log = EventLog(path)
     assert log.read() == []
     assert not path.exists()  # reading makes no file
-    told = [add(log, 1), add(log, 2, model="m1", shown=200, hits={"0": [3, 1]}), add(log, 3)]
+    page = {"model": "m1", "shown": 200, "hits": {"0": [3, 1]}, "out": {"core": [[7, 1]]}}
+    told = [add(log, 1), add(log, 2, **page), add(log, 3)]
     other = Event("x-1", "t", "Åse 細胞", "class", label=0, op="add", name="T‑細胞 <b>", color="#112233")
     log.append(lambda others: other)
     assert EventLog(path).read() == [*told, other]
@@ -163,6 +165,54 @@ def test_a_full_disk_stores_nothing_and_breaks_nothing(path, monkeypatch, call, 
     assert path.read_bytes() == good
     stored = add(log, 3)
     assert EventLog(path).read() == [kept, stored]
+
+
+def folder_fails(monkeypatch, number):
+    """The file can be flushed to disk, its folder cannot."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_folder_that_fails_stores_no_first_event(path, monkeypatch):
+    log = EventLog(path)
+    with monkeypatch.context() as patched:
+        folder_fails(patched, errno.EIO)
+        for _ in range(2):  # also when the file is there already
+            with pytest.raises(OSError, match="Nothing was stored"):
+                add(log, 1)
+            assert path.read_bytes() == b""
+    stored = add(log, 2)
+    assert EventLog(path).read() == [stored]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_folder_that_cannot_be_flushed_is_a_warning(path, monkeypatch, caplog, number):
+    folder_fails(monkeypatch, number)
+    log = EventLog(path)
+    told = [add(log, 1), add(log, 2)]
+    assert EventLog(path).read() == told
+    assert caplog.text.count("could not be flushed") == 1
+
+
+def test_a_log_that_has_not_grown_is_not_waited_for(path, monkeypatch):
+    log = EventLog(path)
+    add(log, 1)
+
+    def wait(*args, **kwargs):
+        msg = "somebody else may have the lock"
+        raise AssertionError(msg)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cytonym.label.log._locked", wait)
+        assert log.read() == []
+    add(EventLog(path), 2)
+    assert [e.id for e in log.read()] == ["s-2"]
 
 
 def test_short_writes_are_finished(path, monkeypatch):

@@ -62,9 +62,15 @@ def test_a_new_map_keeps_everybodys_place_and_is_always_the_same(tmp_path):
     adata = cells()
     session = session_of(adata, tmp_path)
     first, steps = [], []
-    thread = session.maps.remap(on_done=first.append, on_progress=lambda done, total, text: steps.append((done, total)))
-    assert session.maps.busy or not thread.is_alive()
+    busy = []
+
+    def on_progress(done, total, text):
+        steps.append((done, total))
+        busy.append(session.maps.busy)
+
+    thread = session.maps.remap(on_done=first.append, on_progress=on_progress)
     thread.join(120)
+    assert busy == [True, True, True, False]
     assert first == [{"map": "umap"}]
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert session.maps.names == ["umap"]
@@ -79,7 +85,8 @@ def test_a_new_map_keeps_everybodys_place_and_is_always_the_same(tmp_path):
     session.maps.remap(background=False)
     after = session.maps.get("umap")
     moved = np.linalg.norm(after - before, axis=1)
-    assert np.median(moved) < 0.2 * np.linalg.norm(before - before.mean(axis=0), axis=1).mean()
+    # 0.1 to 0.4 over seeds, whose last bits decide; a map that begins anywhere else is 1 or more away
+    assert np.median(moved) < 0.6 * np.linalg.norm(before - before.mean(axis=0), axis=1).mean()
 
     again = session_of(cells(), tmp_path, "b")
     again.maps.remap(background=False)
@@ -111,7 +118,7 @@ def test_aligned_undoes_turning_mirroring_and_scaling():
     found = aligned(new.astype("f4"), old)
     np.testing.assert_allclose(np.delete(found, 3, axis=0), np.delete(old, 3, axis=0), atol=1e-5)
     assert np.isnan(found[3]).all()
-    assert aligned(new[:1], old[:1]) is not None
+    np.testing.assert_array_equal(aligned(new[:1], old[:1]), new[:1])  # one cell says nothing of a turn
 
 
 def test_regions_that_lie_over_each_other_are_laid_side_by_side():

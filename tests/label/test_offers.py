@@ -73,7 +73,7 @@ def test_what_was_taken_out_is_offered_as_something_else(session: Session) -> No
     session.learner.retrain(background=False)
     page = session.offers.of("B")
     out, behind = page.rows[[1, 3]], page.rows[-2:]
-    session.assign(np.setdiff1d(page.rows, [*out, *behind]), "B", source="suggested", shown=len(page.rows))
+    session.offers.accept(page, np.setdiff1d(page.rows, [*out, *behind]))
     assert session.offers.taken_out()[1].tolist() == sorted(out.tolist())
     session.learner.retrain(background=False)
     others = np.concatenate([session.offers.of(code).rows for code in (0, 2)])
@@ -91,11 +91,16 @@ def test_what_was_taken_out_is_offered_as_something_else(session: Session) -> No
 def test_undo_brings_suggestions_back(session: Session) -> None:
     session.learner.retrain(background=False)
     page = session.offers.of("B")
-    session.assign(page.rows[1:], "B", source="suggested")
+    session.offers.accept(page, page.rows[1:])
     assert page.rows[0] not in session.offers.of("B").rows
     session.undo()
     assert np.array_equal(session.offers.of("B").rows, page.rows)
     assert session.offers.taken_out() == {}
+    assert session.offers.trust("B") == 1
+    session.redo()
+    assert session.offers.taken_out()[1].tolist() == [page.rows[0]]
+    with pytest.raises(ValueError, match="1 of the cells are not on the page"):
+        session.offers.accept(page, [*page.rows[2:4], session.offers.of("A").rows[0]])
 
 
 def test_cells_taken_out_by_hand_are_offered_for_the_next_likely_class(session: Session) -> None:
@@ -110,12 +115,58 @@ def test_cells_taken_out_by_hand_are_offered_for_the_next_likely_class(session: 
         session.offers.take_out("D", page.rows)
 
 
-def test_another_class_or_other_cells_take_nothing_out(session: Session) -> None:
+def test_labels_off_a_page_take_nothing_out(session: Session) -> None:
     session.learner.retrain(background=False)
     page = session.offers.of("B")
     session.assign(page.rows[3:5], "A")
     session.assign(np.flatnonzero(session.codes == -1)[:1], "C")
+    session.assign(page.rows[-1:], "B")  # one cell, looked at alone
     assert session.offers.taken_out() == {}
+
+
+def test_what_was_taken_out_is_known_after_a_restart(session: Session) -> None:
+    session.learner.retrain(background=False)
+    page = session.offers.of("B")
+    session.offers.accept(page, page.rows[3:])
+    again = Session(session.table, log=session.log_path, annotator="maria")
+    again.learner.retrain(background=False)
+    assert again.offers.taken_out()[1].tolist() == sorted(page.rows[:3].tolist())
+    assert not np.isin(page.rows[:3], again.offers.of("B").rows).any()
+    assert Session(session.table, log=session.log_path, annotator="ben").offers.taken_out() == {}
+
+
+def test_a_class_that_is_gone_is_not_offered(session: Session) -> None:
+    session.learner.retrain(background=False)
+    gone, sure = session.offers.of("A").rows, session.offers.of("B").rows
+    session.remove_class("A")
+    best = session.offers.best()
+    assert best is not None
+    assert best.label in (1, 2)
+    session.remove_class("C", into="B")
+    page = session.offers.of("B")
+    assert not np.isin(gone, page.rows).any()
+    assert set(sure) < set(page.rows)  # and what was called C
+    session.assign(page.rows, page.label, source="suggested")
+    assert session.offers.best() is None
+
+
+def test_what_pages_gave_counts_against_what_the_model_promises(session: Session) -> None:
+    session.learner.retrain(background=False)
+    page = session.offers.of("A", 40)
+    assert page.trust == 1
+    session.offers.accept(page, page.rows[20:])
+    promised = float(page.confidence.sum())
+    assert session.offers.trust("A") == pytest.approx(30 / (10 + promised))
+    assert session.offers.trust("B") == 1
+    after = session.offers.of("A", 40)
+    assert after.expected == pytest.approx(session.offers.trust("A") * after.confidence.sum())
+    session.offers.accept(after, after.rows)
+    lasting = session.offers.trust("A")
+    assert lasting == pytest.approx((0.97 * 30 + len(after.rows)) / (0.97 * (10 + promised) + after.confidence.sum()))
+    nothing = session.offers.of("B", 10)
+    session.offers.take_out("B", nothing.rows)  # a page of which nothing was right
+    assert session.offers.trust("B") == pytest.approx(10 * 0.97**2 / (10 * 0.97**2 + nothing.confidence.sum()))
+    assert session.offers.trust("A") == pytest.approx(lasting)
 
 
 def test_the_order_of_the_table_does_not_matter(session: Session, tmp_path: Path) -> None:

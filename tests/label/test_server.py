@@ -257,8 +257,9 @@ def test_other_names_are_turned_away(page: Server, host: str) -> None:
     status, headers, body = get(page, "/", Host=host)
     assert status in (400, 421)
     assert b"script" not in body
-    if host and "\t" not in host and status == 421:
-        assert "evil" not in headers["content-security-policy"] if "content-security-policy" in headers else True
+    if status == 421:
+        assert headers["x-frame-options"] == "DENY"
+        assert "content-security-policy" not in headers  # it would hold the name
     with socket.create_connection(("127.0.0.1", page.port), timeout=10) as raw:
         raw.sendall(
             f"GET /ws?token={page.token} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -402,7 +403,7 @@ def test_two_tabs_see_each_other(page: Server) -> None:
 
 
 def test_labels_of_another_program_arrive(page: Server, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFRESH_S", 0.05)
+    monkeypatch.setattr("cytonym.label.desk.REFRESH_S", 0.05)
     assert session.sdata is not None
     with tab(page) as first:
         first.ask("hello")
@@ -413,21 +414,20 @@ def test_labels_of_another_program_arrive(page: Server, session: Session, monkey
 
 
 def test_whoever_vanishes_leaves_the_label(page: Server, session: Session) -> None:
-    """The connection breaks while labels are on their way: those that were sent are whole, and the others go on."""
+    """The connection breaks while labels are on their way: the first of them, as many as arrived, are stored, and the others go on."""
     with tab(page) as other:
         other.ask("hello")
         first = Tab(page)
-        for row in range(30, 40):
+        assert first.ask("assign", u4(30), **{"class": 0})[0]["ok"]
+        for row in range(31, 40):
             first.socket.send(encode({"id": row, "type": "assign", "class": 0}, [u4(row)]))
         first.socket.send(encode({"id": 1, "type": "gallery"}, [u4(*range(60))]))
         first.socket.socket.shutdown(socket.SHUT_RDWR)
-        end = time.monotonic() + 20
-        while time.monotonic() < end and not (session.codes[30:40] == 0).any():
-            time.sleep(0.01)
+        assert wait_for(lambda: session.desk.n_clients == 1)
         assert other.ask("assign", u4(50), **{"class": 1})[0]["ok"]
-        codes = session.codes[30:40]
-        assert set(codes.tolist()) <= {0, -1}
-        assert session.desk.n_clients == 1 or wait_for(lambda: session.desk.n_clients == 1)
+        arrived = session.codes[30:40] == 0
+        assert arrived[0]
+        assert not np.diff(arrived.astype(int)).max() > 0  # none is left out between others
         again = Session(session.sdata, log=session.log_path, annotator="maria")  # type: ignore[arg-type]
         assert np.array_equal(again.codes, session.codes)
 
@@ -480,6 +480,30 @@ def test_a_port_that_is_taken(page: Server, session: Session) -> None:
         Server(session.desk, port=page.port)
     with pytest.raises(OSError, match="Cannot listen"):
         Server(session.desk, port=99999)
+
+
+def test_a_port_is_not_shared(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows the usual option would let another program listen there too; any option stands in for that of Windows."""
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_KEEPALIVE, raising=False)
+    server = Server(session.desk)
+    assert server._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert not server._socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    server.close()
+
+
+def test_slow_connections_are_left_in_peace(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a ping waits behind pictures that take longer than that."""
+    server = Server(session.desk)
+    monkeypatch.setattr(server._server.config, "ws_ping_interval", 0.05)
+    with server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        assert server._server.config.ws_ping_timeout is None
+        raw.sendall(
+            f"GET /ws?token={server.token} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        assert b" 101 " in raw.recv(2000)
+        time.sleep(0.3)  # no ping is answered
+        assert session.desk.n_clients == 1
 
 
 def test_small_answers_are_sent_at_once(page: Server) -> None:

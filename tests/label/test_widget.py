@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,6 @@ def test_messages_are_answered_without_a_loop(shown: tuple[LabelWidget, Sent], s
 def test_answers_come_in_the_thread_of_the_loop(
     shown: tuple[LabelWidget, Sent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     widget, _ = shown
     threads: list[int] = []
     monkeypatch.setattr(module.LabelWidget, "send", lambda *_: threads.append(threading.get_ident()))
@@ -98,6 +97,60 @@ def test_a_closed_widget_is_silent(shown: tuple[LabelWidget, Sent], session: Ses
     asyncio.run(session.desk.handle({"id": 1, "type": "assign", "class": 0}, [bytes(u4(4))]))
     assert len(sent) == before
     assert session.desk.n_clients == 0
+
+
+def test_labels_that_were_given_are_stored_though_it_is_closed(session: Session) -> None:
+    async def run() -> None:
+        widget = session.view()
+        go = threading.Event()
+        session.desk._writer.submit(go.wait, 20)
+        for row in range(20):
+            receive(widget, {"id": row, "type": "assign", "class": 0}, [u4(row)])
+        await asyncio.sleep(0.05)  # on their way
+        widget.close()
+        go.set()
+        await session.desk.settle()
+
+    asyncio.run(run())
+    assert session.counts()["labelled"] == 20
+
+
+def test_a_cell_that_is_run_again_shows_the_same_widget(session: Session) -> None:
+    async def run() -> None:
+        for _ in range(3):
+            receive(session.view(), {"id": 1, "type": "hello"})
+            await asyncio.sleep(0)
+        assert session.desk.n_clients == 1
+        assert sum("listen" in str(task.get_coro()) for task in asyncio.all_tasks()) == 1
+        first = session.view()
+        first.close()
+        assert session.view() is not first
+        assert session.desk.n_clients == 1
+        session.view().close()
+        await session.desk.settle()
+
+    asyncio.run(run())
+
+
+def test_what_goes_wrong_meanwhile_is_told(
+    shown: tuple[LabelWidget, Sent], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widget, sent = shown
+
+    def damaged() -> None:
+        msg = "The log is damaged."
+        raise ValueError(msg)
+
+    monkeypatch.setattr("cytonym.label.desk.REFRESH_S", 0.01)
+    monkeypatch.setattr(session, "refresh", damaged)
+
+    async def run() -> None:
+        receive(widget, {"id": 1, "type": "cell", "row": 0})
+        async with asyncio.timeout(20):
+            while {"type": "error", "text": "The log is damaged."} not in [header for header, _ in sent]:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
 
 
 SETUP = """

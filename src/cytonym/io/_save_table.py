@@ -17,6 +17,7 @@ import zarr
 from spatialdata import SpatialData
 
 from cytonym.data.checks import require_key
+from cytonym.data.locks import locked_store
 
 logger = logging.getLogger("cytonym")
 
@@ -27,7 +28,8 @@ def save_table(sdata: SpatialData, table_key: str = "table") -> None:
     """Write a table of an object to its store on disk, replacing the one that is there.
 
     The new table is written beside the old one, flushed to disk and exchanged with it in one step of the file system. A
-    crash, a kill or a full disk at any moment leaves either the old table or the new one, complete.
+    crash, a kill or a full disk at any moment leaves either the old table or the new one, complete. Of several processes that
+    save tables of one store, each waits for the one before it.
 
     Parameters
     ----------
@@ -66,8 +68,15 @@ def save_table(sdata: SpatialData, table_key: str = "table") -> None:
     if not (store / "zarr.json").exists():
         msg = f"{store} is a store of Zarr format 2. Write the object to a new store: sdata.write('new.zarr')."
         raise ValueError(msg)
-    for left in store.glob(f"{WORKSHOP}*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    with locked_store(store) as alone:
+        if alone:
+            for left in store.glob(f"{WORKSHOP}*"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        _replace(sdata, table_key, store)
+
+
+def _replace(sdata: SpatialData, table_key: str, store: Path) -> None:
+    """Build the table in a folder of its own, and put it in its place."""
     workshop = store / f"{WORKSHOP}{uuid.uuid4().hex}"
     try:
         workshop.mkdir()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
 
 from cytonym.label.features import default_keys, marker_names, marker_values
 from cytonym.label.state import NEVER, UNLABELLED
@@ -98,9 +100,7 @@ class Columns:
             told["prediction"] = int(learner.predictions[row])
             pairs = zip(np.asarray(ids).tolist(), np.asarray(shares)[0].tolist(), strict=True)
             told["probabilities"] = sorted(([i, p] for i, p in pairs), key=lambda pair: -pair[1])
-        told["markers"] = [
-            [name, float(marker_values(session.table, name)[row])] for name in self.markers[:MOST_MARKERS]
-        ]
+        told["markers"] = self._markers(row)
         told["history"] = session.history(row)
         for source, rows in zip(session.sources, session.source_rows, strict=True):
             here = np.flatnonzero(rows == row)
@@ -149,11 +149,22 @@ class Columns:
         means = picture[:, disc].mean(axis=1)
         return np.array([means[pictures.channels.index(name)] for name in self.markers], dtype=np.float32)
 
+    def _markers(self, row: int) -> list[list[Any]]:
+        """Markers of one cell; a column of all cells would take a while for each."""
+        table: Any = self.session.table
+        if not self.markers:
+            return []
+        frame = table.obsm.get("mean_intensity")
+        values: Any = frame.iloc[row] if isinstance(frame, pd.DataFrame) else table.X[row]
+        dense = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32).ravel()
+        return [list(pair) for pair in zip(self.markers, dense.tolist(), strict=True)][:MOST_MARKERS]
+
     def _sources(self) -> np.ndarray:
         session = self.session
         with session.lock:
             _, at = session.state.winners(slice(0, session.n), session.annotator)
-            known = [SOURCES.index(e.source) if e.source in SOURCES else UNLABELLED for e in session.events]
+            events = session.events[:]
+        known = [SOURCES.index(e.source) if e.source in SOURCES else UNLABELLED for e in events]  # labels need not wait
         return np.where(at == NEVER, UNLABELLED, np.array([*known, UNLABELLED], dtype=np.int16)[at])
 
 

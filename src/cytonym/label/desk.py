@@ -13,31 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cytonym.label import wire
+from cytonym.label.client import Client
 from cytonym.label.looks import Looks, counted, listed, packed_rows
 from cytonym.label.wire import BadRequestError, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cytonym.label.client import Send
     from cytonym.label.log import Event
     from cytonym.label.session import Session
-    from cytonym.label.wire import Header, Message
+    from cytonym.label.wire import Buffer, Header, Message
 
-    Send = Callable[[Header, list[bytes]], None]
     Handler = Callable[[Header, list[bytes]], Message]
 
 logger = logging.getLogger("cytonym")
 
 READERS = 4
+REFRESH_S = 2.0
 FOR_PEOPLE = (ValueError, KeyError, TypeError, IndexError, OSError, FloatingPointError)
-
-
-class Client:
-    """One tab, or one widget, which may be shown several times."""
-
-    def __init__(self, send: Send, *, shared: bool) -> None:
-        self.send = send
-        self.shared = shared
 
 
 class Desk:
@@ -57,12 +51,17 @@ class Desk:
         self.session = session
         self.n = session.n
         self.looks = Looks(session)
+        self.widget: Any = None
+        """The one of a notebook, where there is one."""
         self._clients: list[Client] = []
         self._codes = session.codes.copy()
         """As the clients know them."""
         self._known = session.classes
         self._stale: list[np.ndarray] = []
         """Rows that may be different by now."""
+        self._trouble = ""
+        """Why what others stored could not be read when it was tried last."""
+        self._open = True
         self._acting = threading.local()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cytonym-act")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="cytonym-look")
@@ -102,6 +101,7 @@ class Desk:
         """Finish what changes labels, drop what only looks."""
         if self._changed in self.session.on_change:
             self.session.on_change.remove(self._changed)
+        self._open = False
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self.looks.close()
@@ -121,24 +121,66 @@ class Desk:
         Header and buffers of the answer; `{"ok": False, "error": ...}` where the message is not understood or fails.
         """
         head = header if isinstance(header, dict) else {}
-        kind = head.get("type")
+        kind, given = head.get("type"), list(buffers)
         if kind == "hello":
             self.looks.warm()
-            await self._in(self._readers, lambda: self.session.maps.names)
-        ordered = isinstance(kind, str) and (kind in self._changes or kind == "hello" or head.get("name") == "label")
-        return await self._in(self._writer if ordered else self._readers, self._answer, head, list(buffers), client)
+            with suppress(Exception):  # the answer says so
+                await asyncio.to_thread(lambda: self.session.maps.names)  # may take a while: not where labels wait
+        if self.in_order(head):
+            return await asyncio.shield(self._in(self._writer, self._answer, head, given, client))
+        turn = client.turns.get(str(kind)) if client is not None else None
+        if turn is None:
+            return await self._in(self._readers, self._answer, head, given, client)
+        if not await turn.come():
+            return self._told(client, {"re": _number(head), "ok": True, "superseded": True}, [])
+        try:
+            return await self._in(self._readers, self._answer, head, given, client)
+        finally:
+            turn.done()
+
+    def in_order(self, header: Header) -> bool:
+        """Whether a message is answered after all such before it: changes of labels, and the labels themselves."""
+        kind = header.get("type")
+        return isinstance(kind, str) and (
+            kind in self._changes or kind == "hello" or (kind == "column" and header.get("name") == "label")
+        )
 
     async def refresh(self) -> None:
         """Take in what other programs stored in the log, and tell it on."""
         await self._in(self._writer, self.session.refresh)
 
-    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
-        return await asyncio.wrap_future(pool.submit(work, *given))
+    async def settle(self) -> None:
+        """Wait until the labels that were given so far are on disk."""
+        with suppress(RuntimeError):  # the desk is closed: they are
+            await self._in(self._writer, int)
+
+    async def listen(self) -> None:
+        """Do so now and then, until the desk is closed or the task is cancelled. Clients hear of what goes wrong, once."""
+        while self._open:
+            await asyncio.sleep(REFRESH_S)
+            if self._clients and self._open:
+                await self._hear()
+
+    async def _hear(self) -> None:
+        trouble = ""
+        try:
+            await self.refresh()
+        except FOR_PEOPLE as error:
+            trouble = _text(error)
+        except Exception as error:
+            logger.exception("What others stored could not be read.")
+            trouble = f"What others stored could not be read: {type(error).__name__}."
+        if trouble and trouble != self._trouble:
+            self.push({"type": "error", "text": trouble})
+        self._trouble = trouble
+
+    def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> asyncio.Future[Any]:
+        return asyncio.wrap_future(pool.submit(work, *given))
 
     def _answer(self, header: Header, buffers: list[bytes], client: Client | None) -> Message:
-        kind, number = header.get("type"), header.get("id")
+        kind, number = header.get("type"), _number(header)
         known = self._changes | self._looking
-        out: list[bytes] = []
+        out: list[Buffer] = []
         try:
             if not isinstance(kind, str) or kind not in known:
                 msg = f"`type` must be one of {sorted(known)}, got {kind!r:.60}."
@@ -152,13 +194,14 @@ class Desk:
         except Exception as error:
             logger.exception("A message of type %r failed.", kind)
             answer = {"re": number, "ok": False, "error": f"Something went wrong: {type(error).__name__}."}
-        if not isinstance(number, (int, str)) or isinstance(number, bool) or len(str(number)[:41]) > 40:
-            answer["re"] = None
+        return self._told(client, answer, out)
+
+    def _told(self, client: Client | None, answer: Header, out: list[Buffer]) -> Message:
         if client is not None:
             client.send(answer, out)
         return answer, out
 
-    def push(self, header: Header, buffers: list[bytes] | None = None, but: Client | None = None) -> None:
+    def push(self, header: Header, buffers: list[Buffer] | None = None, but: Client | None = None) -> None:
         """Tell all clients, or all but one, from any thread."""
         told = plain(header)
         for client in self._clients:
@@ -215,11 +258,17 @@ class Desk:
         return told, _packed(rows, self._codes)
 
     def _assign(self, header: Header, buffers: list[bytes]) -> Message:
-        rows = wire.rows(buffers, self.n)
+        rows = wire.rows(buffers[:1], self.n)
+        out = wire.rows(buffers[1:], self.n) if len(buffers) > 1 else np.empty(0, np.int64)
         label = wire.whole(header, "class", -3, wire.LARGEST)
         source = wire.choice(header, "source", ("single", "bulk", "suggested"), "bulk" if len(rows) > 1 else "single")
         shown = wire.maybe_whole(header, "shown", 0, self.n)
-        return self._stored(self.session.assign(np.unique(rows), label, source=source, shown=shown))
+        model = None if header.get("model") is None else wire.text(header, "model", 40)
+        event = self.session.assign(np.unique(rows), label, source=source, shown=shown, out=out, model=model)
+        answer = self._stored(event)
+        if model is not None and self.session.retrain_after_pages and self.looks.columns.model() is not None:
+            self._retrain(header, [])
+        return answer
 
     def _undo(self, _header: Header, _buffers: list[bytes]) -> Message:
         return self._stored(self.session.undo())
@@ -311,5 +360,12 @@ def _text(error: Exception) -> str:
     return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
-def _packed(rows: np.ndarray, codes: np.ndarray) -> list[bytes]:
+def _number(header: Header) -> int | str | None:
+    """Number of a request, as its answer tells it: a small one, or none."""
+    number = header.get("id")
+    known = isinstance(number, (int, str)) and not isinstance(number, bool) and len(str(number)[:41]) <= 40
+    return number if known else None
+
+
+def _packed(rows: np.ndarray, codes: np.ndarray) -> list[Buffer]:
     return [packed_rows(rows), codes[rows].astype("<i2").tobytes()]

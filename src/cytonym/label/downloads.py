@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from cytonym.label.export import write_geojsons
+
 if TYPE_CHECKING:
     from cytonym.label.session import Session
     from cytonym.label.wire import Message
@@ -40,13 +42,17 @@ class Downloads:
         if what == "table":
             self.session.write(save=True)
             return {"what": what, "name": self.session.table_key, "folder": ""}, []
-        path = self._new(f".{what}" if what != "masks" else "")
+        several = what == "masks" or (what == "geojson" and len({s.image_key for s in self.session.sources}) > 1)
+        path = self._new("" if several else f".{what}")
         if what == "csv":
             self.session.export_csv(path)
-        elif what == "geojson":
-            self.session.export_geojson(path)
-        else:
+        elif what == "masks":
             self.session.export_masks(path)
+        elif several:
+            self.session.catch_up()
+            write_geojsons(self.session, path)
+        else:
+            self.session.export_geojson(path)
         told = {"what": what, "name": path.name, "folder": path.parent.name}
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         if sum(file.stat().st_size for file in files) > MOST_BYTES:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from cytonym.data.loader import match_channels
 from cytonym.data.patches import CellPatches
+from cytonym.label.features import scale_of
 from cytonym.label.head import fit_head
+from cytonym.label.state import UNLABELLED
 from cytonym.models.base import CellEncoder
 from cytonym.models.window_classifier import middle, turned
 
@@ -169,24 +171,18 @@ class FineTuning:
         from cytonym.learning.fit import fit
 
         session = self.session
-        codes = session.labels()
-        ids = np.unique(codes[codes >= 0])
         if not session.sources or session.sdata is None:
             msg = "There are no images to train an encoder on."
             raise ValueError(msg)
-        if len(ids) < 2:
-            msg = (
-                f"Cells of at least two classes must be labelled, found {[session.name_of(i) for i in ids] or 'none'}."
-            )
-            raise ValueError(msg)
+        codes = self._known(session.labels())
         keys = {"table_key": session.table_key, **session.keys}
         encoder, before = self._encoder(model, steps, tell, keys)
         if self._stop.is_set():
             return None
         total = before + steps + 1
         recipe = _recipe(encoder, steps)
-        windows, classes = self._windows(encoder, recipe, codes, ids)
-        wrapped = _wrapped(encoder, windows, classes, ids)
+        windows, classes, ids = self._windows(encoder, recipe, codes)
+        wrapped = _wrapped(encoder, windows, classes)
         batches = _Batches(windows, classes, recipe, session.seed)
         callback = _progress(lambda done: tell(before + done, total, "training"), self._stop)
         fit(wrapped, batches, recipe, seed=session.seed, progress=False, trainer_kwargs={"callbacks": [callback]})
@@ -200,6 +196,8 @@ class FineTuning:
             "finetune_steps": steps,
         }
         table = tl.embed_cells(session.sdata, trained, inplace=False, **keys)
+        if self._stop.is_set():
+            return None
         assert table is not None
         return trained, np.asarray(table.obsm[f"X_{trained.name}"], dtype=np.float32)
 
@@ -230,10 +228,31 @@ class FineTuning:
             return encoder.for_panel(sources[0].channels, quantiles), 0
         return copy.deepcopy(encoder), 0
 
+    def _inside(self) -> np.ndarray:
+        """Which cells lie in their images, bool [n]."""
+        inside = np.zeros(self.session.n, dtype=bool)
+        for source, rows in zip(self.session.sources, self.session.source_rows, strict=True):
+            inside[rows[source.inside & (rows >= 0)]] = True
+        return inside
+
+    def _known(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [n] of the cells that can be seen. Of the others there is nothing to learn, which people are told of."""
+        seen = np.where(self._inside(), codes, UNLABELLED)
+        ids = np.unique(seen[seen >= 0])
+        lost = np.setdiff1d(codes[codes >= 0], ids)
+        names, gone = ([str(self.session.name_of(int(i))) for i in each] for each in (ids, lost))
+        if len(names) < 2:
+            outside = f" No labelled cell of {gone} lies inside its image." if gone else ""
+            msg = f"Cells of at least two classes must be labelled, found {names or 'none'}.{outside}"
+            raise ValueError(msg)
+        if gone:
+            logger.warning("No labelled cell of %s lies inside its image: the encoder does not learn them.", gone)
+        return seen
+
     def _windows(
-        self, encoder: CellEncoder, recipe: Recipe, codes: np.ndarray, ids: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Windows [m, C, S, S] of labelled cells and of a sample of others, and class numbers [m], -1 for the others."""
+        self, encoder: CellEncoder, recipe: Recipe, codes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Windows [m, C, S, S] of labelled cells and of a sample of others, class numbers [m], -1 for the others, and class ids."""
         sources = match_channels(self.session.sources)
         side = max(recipe.views.source_px() * encoder.binning, encoder.window_px)
         side = min(side, *(min(s.shape[1:]) for s in sources))
@@ -241,26 +260,23 @@ class FineTuning:
         size = len(encoder.markers) * side**2 * dtype.itemsize
         most = max(2, int(LARGEST_MB * 2**20 / size))
         rng = np.random.default_rng([self.session.seed, 1])
-        index = self.session.state.index
-        inside = np.zeros(self.session.n, dtype=bool)
-        for source, rows in zip(sources, self.session.source_rows, strict=True):
-            inside[rows[source.inside & (rows >= 0)]] = True
-        rows = index.canonical[inside[index.canonical]]
+        order = self.session.state.index.canonical
+        rows = order[self._inside()[order]]
         labelled, others = rows[codes[rows] >= 0], rows[codes[rows] < 0]
-        labelled = _some(labelled, most // (1 + UNLABELLED_PART), rng)
+        labelled = _some_of_each(labelled, codes[labelled], most // (1 + UNLABELLED_PART), rng)
         others = _some(others, min(most - len(labelled), max(LEAST_POOL, UNLABELLED_PART * len(labelled))), rng)
         chosen = np.concatenate([labelled, others])
         place = np.full(self.session.n, -1)
         place[chosen] = np.arange(len(chosen))
         found = np.zeros((len(chosen), len(encoder.markers), side, side), dtype)
-        order = [sources[0].channels.index(name) for name in encoder.markers]
+        channels = [sources[0].channels.index(name) for name in encoder.markers]
         for source, at in zip(sources, self.session.source_rows, strict=True):
             mine = np.flatnonzero((at >= 0) & (place[at] >= 0) & source.inside)
             for block in CellPatches(source.subset(mine), side) if len(mine) else ():
-                found[place[at[mine[block.rows]]]] = block.windows[:, order]
+                found[place[at[mine[block.rows]]]] = block.windows[:, channels]
         classes = np.full(len(chosen), -1)
-        classes[: len(labelled)] = np.searchsorted(ids, codes[labelled])
-        return found, classes
+        ids, classes[: len(labelled)] = np.unique(codes[labelled], return_inverse=True)
+        return found, classes, ids
 
 
 class _Batches:
@@ -292,24 +308,19 @@ def _recipe(encoder: CellEncoder, steps: int) -> Recipe:
     return replace(recipe, steps=steps, views=views, optimizer="adam", learning_rate=RATE, final_rate=RATE / 10)
 
 
-def _wrapped(encoder: CellEncoder, windows: np.ndarray, classes: np.ndarray, ids: np.ndarray) -> SemiSupervised:
+def _wrapped(encoder: CellEncoder, windows: np.ndarray, classes: np.ndarray) -> SemiSupervised:
     """The encoder with a head that begins at the logistic regression on its embeddings."""
     known = np.flatnonzero(classes >= 0)
-    missing = [int(ids[k]) for k in range(len(ids)) if not (classes == k).any()]
-    if missing:
-        msg = f"No labelled cell of classes {missing} lies inside its image."
-        raise ValueError(msg)
     parts = []
     with torch.no_grad():
         for rows in np.array_split(known, -(-len(known) // 256)):
             seen = middle(torch.from_numpy(windows[rows].astype(np.float32)), encoder.window_px)
             parts.append(encoder.eval().encode(seen).embedding.numpy())
     embedding = np.concatenate(parts)
-    center, spread = embedding.mean(axis=0), embedding.std(axis=0)
-    spread = np.where(spread > 1e-6 * (np.abs(center) + 1e-30), spread, 1.0)
-    head = fit_head((embedding - center) / spread, classes[known].astype(np.int16), np.arange(len(ids)))
-    share = np.bincount(classes[known], minlength=len(ids)) / len(known)
-    return SemiSupervised(encoder, head.weights, center, spread, 1 - share)
+    scale = scale_of(embedding, np.arange(len(embedding)))
+    told = classes[known].astype(np.int16)
+    head = fit_head(scale(embedding), told, np.unique(told))
+    return SemiSupervised(encoder, head.weights, scale.center, scale.spread, 1 - np.bincount(told) / len(told))
 
 
 @torch.no_grad()
@@ -347,7 +358,16 @@ def embed_picture(encoder: CellEncoder, picture: np.ndarray, channels: Sequence[
 
 
 def _some(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+    """At most so many rows, in their order."""
+    return rows if len(rows) <= most else rows[np.sort(rng.choice(len(rows), most, replace=False))]
+
+
+def _some_of_each(rows: np.ndarray, codes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """At most so many rows: of each class all, or as many as its equal share, then any others. One of each class at least."""
+    ids = np.unique(codes)
+    first = np.concatenate([_some(rows[codes == i], max(1, most // len(ids)), rng) for i in ids])
+    others = _some(rows[~np.isin(rows, first)], max(0, most - len(first)), rng)
+    return rows[np.isin(rows, first) | np.isin(rows, others)]
 
 
 def _progress(tell: Callable[[int], None], stop: threading.Event) -> Any:

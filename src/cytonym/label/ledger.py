@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cytonym.label.cells import checked_rows
 from cytonym.label.log import Event, EventLog
-from cytonym.label.naming import MOST, checked_color, checked_name, next_color
-from cytonym.label.state import NOT_A_CELL, SPECIAL, UNLABELLED, UNSURE, CellIndex, LabelClass, State, Tally, each_once
+from cytonym.label.naming import checked_color, checked_name, checked_note, code_of, next_color, require_free
+from cytonym.label.state import NOT_A_CELL, SPECIAL, UNLABELLED, UNSURE, LabelClass, State, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from cytonym.label.cells import CellIndex
+
 logger = logging.getLogger("cytonym")
 
 SOURCES = ("single", "bulk", "suggested", "imported")
-LONGEST_NOTE = 10_000
 MANY = 50  # events at once from which on all cells are looked at again
 
 
@@ -46,7 +48,7 @@ class Ledger:
         self.lock = threading.RLock()
         """Held by every method; for those who read several things that must fit together."""
         self.on_change: list[Callable[[list[Event]], None]] = []
-        """Called with events after they were applied, own and others', in the thread that did it."""
+        """Called with events after they were applied, own and others', once, in the thread that did it, without the lock."""
         self.state = State(index)
         self._log = EventLog(log)
         self._name = uuid.uuid4().hex[:8]
@@ -68,13 +70,14 @@ class Ledger:
 
     @property
     def events(self) -> list[Event]:
-        """All events so far, in order, without their cells (`rows_of`)."""
+        """All events so far, in order, without their cells (`rows_of`): a list that grows and never changes otherwise."""
         return self.state.events
 
     @property
     def classes(self) -> list[LabelClass]:
         """Classes in the order in which they were made."""
-        return self.state.classes
+        with self.lock:
+            return self.state.classes
 
     @property
     def codes(self) -> np.ndarray:
@@ -98,12 +101,14 @@ class Ledger:
     @property
     def can_undo(self) -> bool:
         """Whether this annotator has labels to take back."""
-        return self.state.last_done(self.annotator) is not None
+        with self.lock:
+            return self.state.last_done(self.annotator) is not None
 
     @property
     def can_redo(self) -> bool:
         """Whether this annotator took back labels last."""
-        return self.state.last_undone(self.annotator) is not None
+        with self.lock:
+            return self.state.last_undone(self.annotator) is not None
 
     @property
     def notes(self) -> dict[int, str]:
@@ -127,24 +132,14 @@ class Ledger:
         KeyError
             There is no such class.
         """
-        live = {c.id: c.name for c in self.classes}
-        if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
-            if int(label) in live or int(label) in (UNLABELLED, *SPECIAL):
-                return int(label)
-        elif isinstance(label, str):
-            codes = {name: i for i, name in live.items()} | {name: i for i, name in SPECIAL.items()}
-            if label.strip() in codes:
-                return codes[label.strip()]
-        elif label is None:
-            return UNLABELLED
-        msg = f"No class {label!r}. Available: {list(live.values())}, {list(SPECIAL.values())}. `add_class` makes one."
-        raise KeyError(msg)
+        return code_of(label, self.classes)
 
     def name_of(self, code: int) -> str | None:
         """Name of a class or mark; None for no label."""
-        code = self.state.resolve(int(code))
-        found = self.state.all_classes.get(code)
-        return found.name if found else SPECIAL.get(code)
+        with self.lock:
+            code = self.state.resolve(int(code))
+            found = self.state.all_classes.get(code)
+            return found.name if found else SPECIAL.get(code)
 
     def labels(self, annotator: str | None = None) -> np.ndarray:
         """Codes [n] of one annotator, or of all together: of several labels of a cell the newest counts.
@@ -169,7 +164,16 @@ class Ledger:
             return rows[rows < self.n].astype(np.int64)
 
     # ---------------------------------------------------------------------------------------------------------- changing
-    def assign(self, rows: ArrayLike, label: Any, *, source: str = "single", shown: int | None = None) -> Event:
+    def assign(
+        self,
+        rows: ArrayLike,
+        label: Any,
+        *,
+        source: str = "single",
+        shown: int | None = None,
+        out: ArrayLike = (),
+        model: str | None = None,
+    ) -> Event:
         """Give cells a class, take their label away (-1), or mark them as `"unsure"` or `"not a cell"`.
 
         Parameters
@@ -182,6 +186,11 @@ class Ledger:
             `"single"`, `"bulk"`, `"suggested"` or `"imported"`.
         shown
             How many cells were on the screen.
+        out
+            Of a page of suggestions of the class (`offers`): cells that were taken out of it. They count as wrong suggestions, and
+            are not suggested for the class again. Those that have a label are passed over.
+        model
+            Of such a page: version of the model that made it.
 
         Returns
         -------
@@ -195,20 +204,26 @@ class Ledger:
         IndexError
             There is no such row.
         ValueError
-            No rows, or an unknown source.
+            No rows, an unknown source, or cells are taken out of the page of a mark.
         OSError
             The log cannot be written. Nothing has changed.
         """
-        found = self._rows(rows)
+        found = checked_rows(rows, self.n)
         if source not in SOURCES:
             msg = f"Unknown source {source!r}. Available: {list(SOURCES)}."
             raise ValueError(msg)
+        wrong = np.setdiff1d(checked_rows(out, self.n), found) if np.size(out) else found[:0]
         cells = self.state.index.cells(found)
 
         def make() -> Event:
             code = self.label_class(label)
-            model, hits = self.suggested(found, code)
-            return self._event("assign", label=code, cells=cells, source=source, shown=shown, model=model, hits=hits)
+            if code < 0 and len(wrong):
+                msg = f"Cells are taken out of pages of classes, and {label!r} is none."
+                raise ValueError(msg)
+            left = wrong[self._codes[wrong] == UNLABELLED]
+            version, hits = self.suggested(found, code, left, model)
+            told: dict[str, Any] = {"model": version, "hits": hits, "out": self.state.index.cells(left)}
+            return self._event("assign", label=code, cells=cells, source=source, shown=shown, **told)
 
         return self._append(make)
 
@@ -222,22 +237,40 @@ class Ledger:
 
     def note(self, row: int, text: str) -> Event:
         """Write something about a cell; an empty text takes the note away."""
-        if not isinstance(text, str) or len(text) > LONGEST_NOTE:
-            msg = f"A note is a text of at most {LONGEST_NOTE:,} characters."
-            raise ValueError(msg)
-        cells = self.state.index.cells(self._rows([row]))
-        return self._append(lambda: self._event("note", cells=cells, text=text))
+        told, cells = checked_note(text), self.state.index.cells(checked_rows([row], self.n))
+        return self._append(lambda: self._event("note", cells=cells, text=told))
 
     def add_class(self, name: str, color: Any = None) -> LabelClass:
         """Make a class. `color` is anything that matplotlib knows; one that is told apart well by default."""
         wanted, given = checked_name(name, "a class"), None if color is None else checked_color(color)
+        return self.state.all_classes[self._append(lambda: self._new_class(wanted, given)).label]  # type: ignore[index]
 
-        def make() -> Event:
-            self._require_free(wanted)
-            shade = next_color(c.color for c in self.classes) if given is None else given
-            return self._event("class", op="add", label=self._next_class(), name=wanted, color=shade)
+    def ensure_class(self, name: str) -> int:
+        """The id of the class of that name, in upper or lower case; made where there is none."""
+        wanted = checked_name(name, "a class")
+        known: list[int] = []
 
-        return self.state.all_classes[self._append(make).label]  # type: ignore[index]
+        def make() -> Event | None:
+            known.extend(c.id for c in self.classes if c.name.casefold() == wanted.casefold())
+            return None if known else self._new_class(wanted)
+
+        event = self._append_or_not(make)
+        return known[0] if event is None or event.label is None else event.label
+
+    def begin_with(self, names: Sequence[str]) -> None:
+        """Make classes, but none that was ever made: what was renamed or removed since stays so."""
+        wanted = [checked_name(name, "a class") for name in names]
+        with self.lock:
+            lacking = [name for name in dict.fromkeys(wanted) if not self.state.had(name)]
+        if lacking and self.readonly:
+            logger.warning("The log %s cannot be written, so classes %s are not added.", self.log_path, lacking)
+            return
+        for name in lacking:  # asked again when the log is locked: others may begin at the same time
+
+            def make(name: str = name) -> Event | None:
+                return None if self.state.had(name) else self._new_class(name)
+
+            self._append_or_not(make)
 
     def rename_class(self, label: int | str, name: str) -> Event:
         """Give a class another name. Its labels stay."""
@@ -245,7 +278,7 @@ class Ledger:
 
         def make() -> Event:
             code = self._require_class(label)
-            self._require_free(wanted, but=code)
+            require_free(wanted, self.classes, but=code)
             return self._event("class", op="rename", label=code, name=wanted)
 
         return self._append(make)
@@ -275,19 +308,10 @@ class Ledger:
                 gone = {i: self.state.all_classes[i].name for i in self.state.removed}
                 msg = f"No class with id {label!r} was removed. Removed: {gone}."
                 raise KeyError(msg)
-            self._require_free(self.state.all_classes[label].name)
+            require_free(self.state.all_classes[label].name, self.classes)
             return self._event("class", op="restore", label=label)
 
         return self._append(make)
-
-    def log_model(self, version: str, trained_on: int) -> None:
-        """Note in the log that a model was trained. A log that cannot be written stops no training."""
-        if self.readonly:
-            return
-        try:
-            self._append(lambda: self._event("model", model=version, text=f"{trained_on} labels"))
-        except OSError as error:
-            logger.warning("The model is not noted in the log. %s", error)
 
     def refresh(self) -> list[Event]:
         """Take in what others stored since, and return it."""
@@ -298,9 +322,11 @@ class Ledger:
         return events
 
     # ------------------------------------------------------------------------------------------------------------ inside
-    def suggested(self, rows: np.ndarray, code: int) -> tuple[str | None, dict[str, list[int]]]:
-        """Version of the model that suggests, and how its suggestions for some rows fit a code that they are given."""
-        return None, {}
+    def suggested(
+        self, rows: np.ndarray, code: int, out: np.ndarray, model: str | None
+    ) -> tuple[str | None, dict[str, list[int]]]:
+        """Version of the model that suggested, and how that fits the code that rows are given, and `out`, of a page of it, are not."""
+        return model, {}
 
     def _event(self, kind: Any, **told: Any) -> Event:
         self._count += 1
@@ -314,7 +340,7 @@ class Ledger:
 
     def _append_or_not(self, make: Callable[[], Event | None]) -> Event | None:
         """Store an event that is made after those that others stored meanwhile were applied."""
-        seen = len(self.state.events)
+        told: list[Event] = []
 
         def after(others: list[Event]) -> Event | None:
             self._take(others)
@@ -323,10 +349,13 @@ class Ledger:
         try:
             with self.lock:
                 seen = len(self.state.events)
-                _, event = self._log.append(after)
-                self._take([] if event is None else [event])
+                try:
+                    _, event = self._log.append(after)
+                    self._take([] if event is None else [event])
+                finally:
+                    told = self.state.events[seen:]
         finally:
-            self._tell(self.state.events[seen:])
+            self._tell(told)
         return event
 
     def _walk(self, kind: str, last: Callable[[str], int | None]) -> Event | None:
@@ -356,25 +385,6 @@ class Ledger:
             for listener in list(self.on_change):
                 listener(events)
 
-    def _rows(self, rows: ArrayLike) -> np.ndarray:
-        """Row numbers, checked, sorted, each once."""
-        found = np.atleast_1d(np.asarray(rows))
-        if found.dtype == bool:
-            if found.shape != (self.n,):
-                msg = f"A mask of rows must have {self.n} entries, got shape {found.shape}."
-                raise ValueError(msg)
-            found = np.flatnonzero(found)
-        if found.size == 0:
-            msg = "No rows were given."
-            raise ValueError(msg)
-        if found.dtype.kind not in "iu" or found.ndim != 1:
-            msg = f"Rows must be whole numbers in one dimension, got {found.dtype} of shape {found.shape}."
-            raise ValueError(msg)
-        if found.min() < 0 or found.max() >= self.n:
-            msg = f"Rows go from 0 to {self.n - 1}, got {found.min()} to {found.max()}."
-            raise IndexError(msg)
-        return each_once(found.astype(np.int64))
-
     def _require_class(self, label: Any) -> int:
         code = self.label_class(label)
         if code < 0:
@@ -382,14 +392,8 @@ class Ledger:
             raise KeyError(msg)
         return code
 
-    def _require_free(self, name: str, but: int | None = None) -> None:
-        taken = next((c for c in self.classes if c.name.casefold() == name.casefold() and c.id != but), None)
-        if taken is not None:
-            msg = f"There is a class {taken.name!r} already."
-            raise ValueError(msg)
-        if but is None and len(self.classes) >= MOST:
-            msg = f"There are {MOST} classes already, which is the most there can be."
-            raise ValueError(msg)
-
-    def _next_class(self) -> int:
-        return max(self.state.all_classes, default=-1) + 1
+    def _new_class(self, name: str, color: str | None = None) -> Event:
+        require_free(name, self.classes)
+        shade = next_color(c.color for c in self.classes) if color is None else color
+        code = max(self.state.all_classes, default=-1) + 1
+        return self._event("class", op="add", label=code, name=name, color=shade)

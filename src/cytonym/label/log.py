@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from cytonym.data.locks import locked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -22,6 +24,10 @@ VERSION = 1
 KINDS = ("assign", "undo", "redo", "class", "note", "model")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM)
+"""What file systems say that cannot flush a folder, and folders that may not be read."""
+BINARY = getattr(os, "O_BINARY", 0)
+"""Windows would write other line ends, which no checksum fits."""
 
 Cells = dict[str, list[Any]]
 """Region -> ids of cells: runs [first, count] of whole numbers, or names."""
@@ -57,7 +63,9 @@ class Event:
     """Class that takes over the labels of one that is removed."""
     text: str | None = None
     hits: dict[str, list[int]] = field(default_factory=dict)
-    """Suggested class id -> cells of this event that were given it, and cells that were given another."""
+    """Suggested class id -> cells of this event that were given it, and cells that were not."""
+    out: Cells = field(default_factory=dict)
+    """Cells that were taken out of the page of suggestions of which others were given the class."""
 
     def line(self) -> bytes:
         """The event as it stands in the file, with its checksum."""
@@ -141,11 +149,13 @@ class EventLog:
             if self.path is None:
                 return []
             try:
-                descriptor = os.open(self.path, os.O_RDONLY)
+                descriptor = os.open(self.path, os.O_RDONLY | BINARY)
             except FileNotFoundError:
                 self._require_none_read()
                 return []
             try:
+                if self._is_known(os.fstat(descriptor)):  # as most of the time: nobody waits for a lock
+                    return []
                 with _locked(descriptor, shared=True):
                     return self._read_on(descriptor)[0]
             finally:
@@ -172,11 +182,10 @@ class EventLog:
         with self._mutex:
             if self.path is None:
                 return [], make([])
-            new = not self.path.exists()
-            if new:
+            if not self.path.exists():
                 self._require_none_read()
             try:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
             except OSError as error:
                 raise _explained(error, self.path) from error
             try:
@@ -187,8 +196,6 @@ class EventLog:
                         self._store(descriptor, good, event.line())
             finally:
                 os.close(descriptor)
-            if new:
-                _flush_folder(self.path.parent)
             return others, event
 
     # ------------------------------------------------------------------------------------------------------------ inside
@@ -196,6 +203,10 @@ class EventLog:
         if self._file is not None:
             msg = f"The log {self.path} is gone. Nothing was stored. Put it back, or open a new session."
             raise FileNotFoundError(msg)
+
+    def _is_known(self, about: os.stat_result) -> bool:
+        """Whether all that the file holds was read."""
+        return self._file == (about.st_dev, about.st_ino) and about.st_size == self._offset
 
     def _read_on(self, descriptor: int) -> tuple[list[Event], int]:
         """Events behind those that are known, and the length of the file up to its last whole line. Under the lock."""
@@ -230,6 +241,8 @@ class EventLog:
         assert self.path is not None
         try:
             self._put_aside(descriptor, good)
+            if good == 0:  # before the first event, so that the file itself is not lost with the power
+                _flush_folder(self.path.parent)
             os.lseek(descriptor, good, os.SEEK_SET)
             left = memoryview(line)
             while left:
@@ -284,36 +297,27 @@ def _explained(error: OSError, path: Path) -> OSError:
 
 
 def _flush_folder(folder: Path) -> None:
+    """Put the names of the files of a folder on disk, where its file system can."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED:
+            raise
+        logger.warning(
+            "The folder %s could not be flushed to disk (%s). A power failure may lose a new log in it.", folder, error
+        )
 
 
 @contextmanager
 def _locked(descriptor: int, *, shared: bool) -> Iterator[None]:
-    """Hold the lock of an open file; others wait."""
-    if os.name == "nt":  # pragma: no cover
-        import msvcrt
-
-        beyond = 1 << 62  # a place that no event reaches
-        os.lseek(descriptor, beyond, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            os.lseek(descriptor, beyond, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        logger.warning("The file system of the log has no locks: do not open two sessions on it at the same time.")
-    yield  # closing the file gives the lock back
+    """Hold the lock of an open log; others wait."""
+    with locked(descriptor, shared=shared) as held:
+        if not held:
+            logger.warning("The file system of the log has no locks: do not open two sessions on it at the same time.")
+        yield

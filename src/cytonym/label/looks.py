@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
+from hashlib import blake2b
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +84,22 @@ class Looks:
             "rgb": bool(pictures and pictures.rgb), "regions": self._regions(), "maps": session.maps.names,
             "markers": self.columns.markers, "model": self.columns.model(), "has_image": pictures is not None,
             "features": self.columns.basis(), "patch_px": pictures.size_px if pictures else 0, "max_rows": MOST_PATCHES,
+            "store": self._store,
         }, []  # fmt: skip
+
+    @cached_property
+    def _store(self) -> str:
+        """Names the log, the annotator and the rows' cells, the same after a restart; empty where labels do not outlive the process."""
+        session, index = self.session, self.session.state.index
+        if session.log_path is None:
+            return ""
+        names = repr((str(session.log_path), session.annotator, index.names))
+        told = blake2b(names.encode("utf-8", "replace"), digest_size=16)
+        told.update(index.region_codes.tobytes())
+        whole = index.instances.dtype.kind in "iu"
+        ids = index.instances.tobytes() if whole else "\0".join(index.instances).encode("utf-8", "replace")
+        told.update(ids)
+        return told.hexdigest()
 
     def _regions(self) -> list[Header]:
         found = []
@@ -118,7 +135,7 @@ class Looks:
             "mask": pictures.mask,
             **self._pixels(pictures, found.pixels, channels, 1),
         }
-        return told, [found.pixels.tobytes(), found.outline.tobytes()]
+        return told, [wire.view(found.pixels), wire.view(found.outline)]
 
     def _context(self, header: Header, _buffers: list[bytes]) -> Message:
         pictures = self._images()
@@ -131,7 +148,10 @@ class Looks:
         found = pictures.context(number, y, x, h, w, px=px, channels=channels)
         h, w = found.rows.shape
         told = {"region": regions[number], "h": h, "w": w, "y": found.y, "x": found.x, "scale": found.scale}
-        return told | self._pixels(pictures, found.pixels, channels, 0), [found.pixels.tobytes(), found.rows.tobytes()]
+        return told | self._pixels(pictures, found.pixels, channels, 0), [
+            wire.view(found.pixels),
+            wire.view(found.rows),
+        ]
 
     def _pixels(self, pictures: Pictures, pixels: np.ndarray, channels: list[int] | None, axis: int) -> Header:
         return {
@@ -157,7 +177,7 @@ class Looks:
         page = offers.best(n) if label is None else offers.of(label, n)
         if page is None:
             return {"class": None, "expected": 0}, [packed_rows(np.empty(0, np.int64))]
-        return {"class": page.label, "expected": round(page.expected)}, [packed_rows(page.rows)]
+        return {"class": page.label, "expected": round(page.expected), "model": page.model}, [packed_rows(page.rows)]
 
     def _search(self, header: Header, buffers: list[bytes]) -> Message:
         n = wire.whole(header, "n", 1, MOST_FOUND, 100)

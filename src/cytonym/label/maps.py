@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cytonym.label.features import scale_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -209,10 +211,9 @@ def principal(features: np.ndarray) -> np.ndarray:
     """First two principal components, f4 [n, 2]; NaN where a feature lacks."""
     complete = np.isfinite(features).all(axis=1)
     found = np.full((len(features), 2), np.nan, np.float32)
-    x = features[complete].astype(np.float64)
+    scale = scale_of(features, np.flatnonzero(complete))
+    x = scale(features[complete]).astype(np.float64)
     x -= x.mean(axis=0)
-    spread = x.std(axis=0)
-    x /= np.where(spread > 0, spread, 1.0)
     values, vectors = np.linalg.eigh(x.T @ x)
     first = vectors[:, ::-1][:, :2]
     first *= np.where(first[np.abs(first).argmax(axis=0), np.arange(first.shape[1])] < 0, -1.0, 1.0)
@@ -250,10 +251,8 @@ def umap_from(
     rng = np.random.default_rng(seed)
     some = order if len(order) <= MOST else np.sort(rng.choice(len(order), MOST, replace=False))
     rows = order if some is order else order[some]
-    x = features[order].astype(np.float64)
-    center, spread = x.mean(axis=0), x.std(axis=0)
-    spread[spread == 0] = 1.0
-    scaled = ((features[rows] - center) / spread).astype(np.float32)
+    scale = scale_of(features, order)
+    scaled = scale(features[rows])
     begin = np.nan_to_num(before[rows].astype(np.float64))
     begin = 10 * (begin - begin.mean(axis=0)) / (np.abs(begin - begin.mean(axis=0)).max() or 1.0)
     begin += rng.normal(scale=1e-4, size=begin.shape)  # cells in one place could never part
@@ -264,7 +263,7 @@ def umap_from(
     found[rows] = reducer.fit_transform(scaled)
     others = np.setdiff1d(order, rows)
     if len(others):
-        found[others] = _beside(scaled, found[rows], ((features[others] - center) / spread).astype(np.float32), seed)
+        found[others] = _beside(scaled, found[rows], scale(features[others]), seed)
     return found
 
 

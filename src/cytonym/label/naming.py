@@ -5,14 +5,24 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from cytonym.label.state import SPECIAL
+import numpy as np
+
+from cytonym.label.state import SPECIAL, UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from cytonym.label.state import LabelClass
 
 LONGEST = 100
+LONGEST_NOTE = 10_000
 MOST = 1000  # classes of a session
 ACCESSIBLE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")  # Okabe and Ito
+
+
+def composed(name: str) -> str:
+    """A name as it is stored: without blanks around it, in Unicode's composed form."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def checked_name(name: Any, what: str) -> str:
@@ -28,7 +38,7 @@ def checked_name(name: Any, what: str) -> str:
     if not isinstance(name, str):
         msg = f"The name of {what} must be text, got {name!r}."
         raise TypeError(msg)
-    found = unicodedata.normalize("NFC", name).strip()
+    found = composed(name)
     if not found:
         msg = f"The name of {what} is empty."
         raise ValueError(msg)
@@ -42,6 +52,70 @@ def checked_name(name: Any, what: str) -> str:
         msg = f"{found!r} cannot be the name of {what}: cells can be marked so without a class."
         raise ValueError(msg)
     return found
+
+
+def code_of(label: Any, classes: Sequence[LabelClass]) -> int:
+    """The code of a class that is given by name or id, or of a mark; that for no label of None.
+
+    Raises
+    ------
+    KeyError
+        There is no such class.
+    """
+    live = {c.id: c.name for c in classes}
+    if label is None:
+        return UNLABELLED
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        if int(label) in live or int(label) in (UNLABELLED, *SPECIAL):
+            return int(label)
+    elif isinstance(label, str):
+        codes = {name: i for i, name in live.items()} | {name: i for i, name in SPECIAL.items()}
+        if composed(label) in codes:
+            return codes[composed(label)]
+    msg = f"No class {label!r}. Available: {list(live.values())}, {list(SPECIAL.values())}. `add_class` makes one."
+    raise KeyError(msg)
+
+
+def require_free(name: str, classes: Sequence[LabelClass], but: int | None = None) -> None:
+    """Refuse a name that a class has already, in upper or lower case, and one class too many.
+
+    Parameters
+    ----------
+    name
+        A name that was checked.
+    classes
+        Those that there are.
+    but
+        Class that is to get the name; None for a new one.
+
+    Raises
+    ------
+    ValueError
+    """
+    taken = next((c for c in classes if c.name.casefold() == name.casefold() and c.id != but), None)
+    if taken is not None:
+        msg = f"There is a class {taken.name!r} already."
+        raise ValueError(msg)
+    if but is None and len(classes) >= MOST:
+        msg = f"There are {MOST} classes already, which is the most there can be."
+        raise ValueError(msg)
+
+
+def checked_note(text: Any) -> str:
+    """A note, which may have any characters that a file can hold.
+
+    Raises
+    ------
+    ValueError
+        It is not text, is too long, or has half a character.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_NOTE:
+        msg = f"A note is a text of at most {LONGEST_NOTE:,} characters."
+        raise ValueError(msg)
+    if any(unicodedata.category(c) == "Cs" for c in text):
+        msg = "A note cannot have half a character (a lone surrogate): no file could hold it."
+        raise ValueError(msg)
+    return text
 
 
 def checked_color(color: Any) -> str:

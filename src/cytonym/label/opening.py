@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
 from cytonym.data.checks import require_key
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
-from cytonym.label.state import CellIndex
+from cytonym.label.cells import CellIndex
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cytonym.data.source import CellSource
     from cytonym.data.table import TableRows
 
@@ -91,6 +90,18 @@ def cell_index(table: AnnData) -> CellIndex:
     return CellIndex([""] * table.n_obs, table.obs_names.to_numpy(dtype=object))
 
 
+def same_cells(index: CellIndex, table: AnnData) -> bool:
+    """Whether the rows of a table are those of an index, in its order: region and id count, not names of rows."""
+    if table.n_obs != index.n:
+        return False
+    now = cell_index(table)
+    return (
+        now.names == index.names
+        and np.array_equal(now.region_codes, index.region_codes)
+        and np.array_equal(now.instances, index.instances)
+    )
+
+
 def log_of(data: SpatialData | AnnData, log: str | Path | None) -> Path | None:
     """Where the log is: the place that is given, else beside the store; None where there is no store.
 
@@ -108,7 +119,8 @@ def log_of(data: SpatialData | AnnData, log: str | Path | None) -> Path | None:
                 "The object has no store on disk, so labels are kept in memory only. `log='labels.jsonl'` keeps them on disk."
             )
             return None
-        return Path(f"{store}{ENDING}").absolute()
+        place = Path(str(store)).resolve()  # one log, whatever links lead to the store
+        return place.with_name(f"{place.name}{ENDING}")
     path = Path(log).absolute()
     if path.is_dir():
         msg = f"`log` must be a file, but {path} is a folder."

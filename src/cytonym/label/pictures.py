@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from cytonym.data.labels import LabelGrid
 from cytonym.data.patches import window_origin
 from cytonym.label import areas
 from cytonym.label.blocks import Cache, binned, levels, lookup
+from cytonym.label.contrast import Contrast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 RADIUS_UM = 4.0
 """Of cells that have no mask."""
 RADIUS_PX = 4.0
-SAMPLES = 6
-"""Places that the limits of a channel are told from."""
-SAMPLE_PX = 512
-DARK, BRIGHT = 0.01, 0.998
-"""Quantiles that are shown black and in full colour."""
+NEAR_PX = 512
+"""Outlines of cells in squares of this side are cut one after another."""
 LARGEST_PX = 2048
 MOST_BYTES = 512 * 2**20
 """Of one answer."""
@@ -114,8 +111,7 @@ class Pictures:
             for s in self.sources
         ]
         self._grids = [self._grids_of(sdata, source) for source in self.sources]
-        self._limits: dict[int, tuple[float, float, float, float]] = {}
-        self._sampling = Lock()
+        self._contrast = Contrast(self.channels, self.sources, [each[0].blocks for each in self._levels], self._pool)
 
     @property
     def mask(self) -> bool:
@@ -196,7 +192,7 @@ class Pictures:
         if source.labels is not None:
             grid = self._grids[number][0][0]
             ids = source.instance_ids[cells]
-            order = np.lexsort((origin[:, 1] // SAMPLE_PX, origin[:, 0] // SAMPLE_PX))
+            order = np.lexsort((origin[:, 1] // NEAR_PX, origin[:, 0] // NEAR_PX))
 
             def fill(some: np.ndarray) -> None:
                 for k in some.tolist():
@@ -307,7 +303,7 @@ class Pictures:
         if self.rgb:
             return [[0, 255]] * len(self._wanted(channels))
         out = []
-        for low, high, dark, bright in self._sampled(self._wanted(channels)):
+        for low, high, dark, bright in self._contrast.of(self._wanted(channels).tolist()):
             if self.scaled:
                 dark, bright = ((v - low) / ((high - low) or 1.0) * 65535 for v in (dark, bright))
             first = int(np.floor(dark))
@@ -316,43 +312,9 @@ class Pictures:
 
     def ranges(self, channels: Sequence[int] | None = None) -> list[list[float]] | None:
         """Where pixels are scaled: the values that are sent as 0 and 65535."""
-        return [[low, high] for low, high, *_ in self._sampled(self._wanted(channels))] if self.scaled else None
-
-    def _sampled(self, wanted: np.ndarray) -> list[tuple[float, float, float, float]]:
-        """Least and largest value and the two quantiles of channels, from windows around some cells of all images."""
-        with self._sampling:
-            for channel in wanted.tolist():
-                if channel not in self._limits:
-                    self._limits[channel] = self._sample(channel)
-            return [self._limits[channel] for channel in wanted.tolist()]
-
-    def _sample(self, channel: int) -> tuple[float, float, float, float]:
-        rng = np.random.default_rng(0)
-        found = []
-        shown = [n for n, source in enumerate(self.sources) if self.channels[channel] in source.channels]
-        for number in rng.permutation(shown)[:SAMPLES].tolist():
-            source, blocks = self.sources[number], self._levels[number][0].blocks
-            _, index = self._present(source, np.array([channel]))
-            _, height, width = source.shape
-            cells = np.flatnonzero(source.inside)
-            centers = source.centers[cells] if len(cells) else np.array([[height / 2, width / 2]])
-            for k in rng.integers(len(centers), size=max(1, SAMPLES // len(shown))).tolist():
-                i = int(np.searchsorted(blocks.rows, centers[k][0], side="right")) - 1
-                j = int(np.searchsorted(blocks.columns, centers[k][1], side="right")) - 1
-                top, bottom, left, right = blocks.box(i, j)  # not beyond it, so that one chunk is enough
-                y, x = (
-                    int(np.clip(at - SAMPLE_PX // 2, first, max(last - SAMPLE_PX, first)))
-                    for at, first, last in ((centers[k][0], top, bottom), (centers[k][1], left, right))
-                )
-                values = blocks.read(
-                    y, min(y + SAMPLE_PX, bottom), x, min(x + SAMPLE_PX, right), index, self._pool
-                ).ravel()
-                found.append(values[np.isfinite(values)].astype(np.float64))
-        values = np.concatenate([*found, np.zeros(0)])
-        if not len(values):
-            return 0.0, 1.0, 0.0, 1.0
-        dark, bright = np.quantile(values, [DARK, BRIGHT])
-        return float(min(values.min(), 0.0)), float(values.max()), float(dark), float(bright)
+        if not self.scaled:
+            return None
+        return [[low, high] for low, high, *_ in self._contrast.of(self._wanted(channels).tolist())]
 
     # ------------------------------------------------------------------------------------------------------------ helpers
     def _wanted(self, channels: Sequence[int] | None) -> np.ndarray:
@@ -373,7 +335,7 @@ class Pictures:
                 if pixels.dtype.kind == "f"
                 else pixels.astype(self.dtype, copy=False)
             )
-        limits = np.array(self._sampled(channels)).reshape(-1, 4)
+        limits = np.array(self._contrast.of(channels.tolist())).reshape(-1, 4)
         shape = [-1 if k == axis else 1 for k in range(pixels.ndim)]
         low, high = limits[:, 0].reshape(shape), limits[:, 1].reshape(shape)
         unit = np.nan_to_num((pixels - low) / np.where(high > low, high - low, 1.0), nan=0.0, posinf=1.0, neginf=0.0)

@@ -14,12 +14,11 @@ import tempfile
 import threading
 import time
 import webbrowser
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cytonym.label.wire import MOST_FRAME, BadRequestError, decode, encode
+from cytonym.label.wire import MOST_FRAME
 
 try:
     import uvicorn
@@ -29,7 +28,9 @@ try:
     from starlette.requests import HTTPConnection, Request
     from starlette.responses import PlainTextResponse, Response
     from starlette.routing import Route, WebSocketRoute
-    from starlette.websockets import WebSocket, WebSocketDisconnect
+    from starlette.websockets import WebSocket
+
+    from cytonym.label.tab import Tab
 except ImportError as error:
     msg = f"A page needs {error.name}: pip install 'cytonym[label]'."
     raise ImportError(msg) from error
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from cytonym.label.desk import Desk
-    from cytonym.label.wire import Header
 
 logger = logging.getLogger("cytonym")
 
@@ -48,12 +48,7 @@ STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PROTOCOL = "cytonym"
 MOST_CLIENTS = 32
-MOST_AT_ONCE = 32
-"""Requests of one client."""
-MOST_WAITING = 2**30
-"""Bytes for a client that does not read them."""
-REFRESH_S = 2.0
-WRONG_TOKEN, TOO_MANY, TOO_SLOW = 4403, 1013, 1008
+WRONG_TOKEN, TOO_MANY = 4403, 1013
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]{1,253})(:\d{1,5})?")
 PAGE = """<!doctype html>
 <html lang="en">
@@ -181,6 +176,7 @@ class Server:
         config = uvicorn.Config(
             self.app(), host=host, port=self.port, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             ws="websockets-sansio", ws_max_size=MOST_FRAME, ws_per_message_deflate=False, timeout_graceful_shutdown=3, lifespan="on",
+            ws_ping_timeout=None,  # a ping waits behind the pictures that a slow connection is still reading
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
@@ -261,22 +257,10 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        listening = asyncio.create_task(self._listen())
+        listening = asyncio.create_task(self.desk.listen())
         yield
         listening.cancel()
-
-    async def _listen(self) -> None:
-        """Look now and then for what other programs stored in the log."""
-        told = ""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                if self.desk.n_clients:
-                    await self.desk.refresh()
-            except (OSError, ValueError) as error:
-                if str(error) != told:  # once
-                    told = str(error)
-                    self.desk.push({"type": "error", "text": told})
+        await self.desk.settle()
 
     async def _socket_of(self, websocket: WebSocket) -> None:
         offered = [part.strip() for part in websocket.headers.get("sec-websocket-protocol", "").split(",")]
@@ -289,69 +273,6 @@ class Server:
         else:
             self._forget_way()
             await Tab(websocket, self.desk).serve()
-
-
-class Tab:
-    """One connection."""
-
-    def __init__(self, websocket: WebSocket, desk: Desk) -> None:
-        self.websocket, self.desk = websocket, desk
-        self.loop = asyncio.get_running_loop()
-        self.outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.waiting, self.open = 0, True
-        self.running: set[asyncio.Task[Any]] = set()
-
-    async def serve(self) -> None:
-        """Until the other side goes."""
-        client = self.desk.subscribe(self.send)
-        sender = asyncio.create_task(self._write())
-        at_once = asyncio.Semaphore(MOST_AT_ONCE)
-        try:
-            while True:
-                message = await self.websocket.receive()
-                if message["type"] == "websocket.disconnect":
-                    break
-                try:
-                    header, buffers = decode(message.get("bytes") or b"")
-                except BadRequestError as error:
-                    self.send({"re": None, "ok": False, "error": str(error)}, [])
-                    continue
-                await at_once.acquire()
-                task = asyncio.create_task(self.desk.handle(header, buffers, client))
-                self.running.add(task)
-                task.add_done_callback(partial(self._done, at_once))
-        finally:
-            self.open = False
-            self.desk.unsubscribe(client)
-            sender.cancel()
-
-    def _done(self, at_once: asyncio.Semaphore, task: asyncio.Task[Any]) -> None:
-        self.running.discard(task)
-        at_once.release()
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("A request ended with %r.", task.exception())
-
-    def send(self, header: Header, buffers: list[bytes]) -> None:
-        """Take a message to be sent, from any thread."""
-        if self.open:
-            frame = encode(header, buffers)
-            with suppress(RuntimeError):  # the server is gone
-                self.loop.call_soon_threadsafe(self._put, frame)
-
-    def _put(self, frame: bytes) -> None:
-        self.waiting += len(frame)
-        if self.waiting > MOST_WAITING and self.open:
-            self.open = False
-            self.outbox.put_nowait(None)
-        elif self.open:
-            self.outbox.put_nowait(frame)
-
-    async def _write(self) -> None:
-        with suppress(WebSocketDisconnect, RuntimeError, OSError):  # the other side is gone
-            while (frame := await self.outbox.get()) is not None:
-                await self.websocket.send_bytes(frame)
-                self.waiting -= len(frame)
-            await self.websocket.close(TOO_SLOW, "The page does not read what it asked for.")
 
 
 def is_loopback(host: str) -> bool:
@@ -388,8 +309,10 @@ def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named, asyncio sends small answers at once; else each may wait 40 ms for the browser's receipt of the last.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # On Windows SO_REUSEADDR would let another program listen on the same port.
+    alone = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, alone, 1)
         found.bind((host, port))
     except (OSError, OverflowError) as error:
         found.close()

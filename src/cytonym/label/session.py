@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cytonym._shared import seed_of
 from cytonym.label import export, record, summary
+from cytonym.label.cells import checked_rows
 from cytonym.label.naming import checked_name
 from cytonym.label.opening import current_user, log_of, open_cells
 from cytonym.label.study import Study
@@ -40,7 +41,7 @@ class Session(Study):
     sdata
         Images, cells and their table. An AnnData object, or a SpatialData object without images, is labelled by its map alone.
     classes
-        Names of classes. Those that the log lacks are added.
+        Names of classes. Those that the log never had are added: one that was renamed or removed since does not come back.
     log
         File of the events. Default: beside the store, `tissue.zarr.labels.jsonl`. An object without a store keeps its labels in
         memory only, with a warning.
@@ -63,6 +64,9 @@ class Session(Study):
         Side of the patches in the gallery, in pixels.
     encoder
         The model that made the embedding: `finetune` trains it further, and pictures can be searched for by it.
+    retrain_after_pages
+        Learn anew, in the background, after each page of suggestions that was gone through, so that the next ones are better. Else
+        only when somebody asks for it (`t`).
     rng
         Seed of the model, the queue and the map.
 
@@ -107,6 +111,7 @@ class Session(Study):
         coordinate_system: str = "global",
         size_px: int | None = None,
         encoder: CellEncoder | None = None,
+        retrain_after_pages: bool = True,
         rng: int | np.random.Generator | None = 0,
     ) -> None:
         wanted = [checked_name(name, "a class") for name in ([classes] if isinstance(classes, str) else classes or [])]
@@ -123,19 +128,13 @@ class Session(Study):
         self.sources, self.source_rows = self.opened.sources, self.opened.rows
         self.table_key, self.use_rep, self.size_px, self.seed = table_key, use_rep, size_px, seed_of(rng)
         self.channels = tuple(dict.fromkeys(name for source in self.sources for name in source.channels))
-        self.encoder = encoder
+        self.encoder, self.retrain_after_pages = encoder, retrain_after_pages
         self._desk: Desk | None = None
         if self.missing:
             logger.warning(
                 "%d labelled cells of the log are not in the table. Their labels stay in the log.", self.missing
             )
-        known = {c.name for c in self.classes}
-        lacking = [name for name in dict.fromkeys(wanted) if name not in known]
-        if lacking and self.readonly:
-            logger.warning("The log %s cannot be written, so classes %s are not added.", self.log_path, lacking)
-            return
-        for name in lacking:
-            self.add_class(name)
+        self.begin_with(wanted)
 
     def __repr__(self) -> str:
         counts = self.counts()
@@ -147,18 +146,22 @@ class Session(Study):
     # --------------------------------------------------------------------------------------------------------- reporting
     def history(self, row: int) -> list[dict[str, Any]]:
         """What was said of a cell, oldest first: time, by, kind, label, code, source, text, undone."""
-        return summary.history(self, int(self._rows([row])[0]))
+        self.catch_up()
+        return summary.history(self, int(checked_rows([row], self.n)[0]))
 
     def cell(self, row: int) -> dict[str, Any]:
         """What is known of a cell: name, region, instance, label, code, by, time, source, note."""
-        return summary.cell(self, int(self._rows([row])[0]))
+        self.catch_up()
+        return summary.cell(self, int(checked_rows([row], self.n)[0]))
 
     def disagreements(self) -> pd.DataFrame:
-        """Cells to which annotators gave different classes: one row a cell, one column an annotator."""
+        """Cells to which annotators gave different classes: the `row`, and one column an annotator."""
+        self.catch_up()
         return summary.disagreements(self)
 
     def agreement(self) -> pd.DataFrame:
         """How far each two annotators agree: cells that both labelled, share with the same class, and Cohen's kappa."""
+        self.catch_up()
         return summary.agreement(self)
 
     def summary(self) -> dict[str, Any]:
@@ -168,6 +171,7 @@ class Session(Study):
         `ratio` is that of all labels per second over those of cells labelled one at a time. `concordance` is the share of equal
         classes among cells that an annotator labelled both singly and in bulk.
         """
+        self.catch_up()
         return summary.summary(self)
 
     # ----------------------------------------------------------------------------------------------------------- writing
@@ -227,12 +231,17 @@ class Session(Study):
         """
         return record.import_labels(self, key)
 
-    def export_csv(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write a row for each labelled, marked or noted cell: cell, region, instance, label, source, by, time, mark, note, x, y."""
-        return export.write_csv(self, Path(path), overwrite=overwrite)
+    def export_csv(self, path: str | Path, *, raw: bool = False, overwrite: bool = False) -> Path:
+        """Write a row for each labelled, marked or noted cell: cell, region, instance, label, source, by, time, mark, note, x, y.
+
+        Texts that a spreadsheet would take for a formula, such as `=1+1`, get an apostrophe in front; `raw` leaves them as they are.
+        """
+        self.catch_up()
+        return export.write_csv(self, Path(path), raw=raw, overwrite=overwrite)
 
     def export_geojson(self, path: str | Path, *, image_key: str | None = None, overwrite: bool = False) -> Path:
-        """Write the cells with their classes for QuPath, as `io.write_geojson` does. `io.read_geojson` reads them back."""
+        """Write the cells of an image with their classes for QuPath, as `io.write_geojson` does. `io.read_geojson` reads them back."""
+        self.catch_up()
         return export.write_geojson(self, Path(path), image_key=image_key, overwrite=overwrite)
 
     def export_masks(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
@@ -240,6 +249,7 @@ class Session(Study):
 
         Cells without a class are grey (50, 50, 50), the background is black.
         """
+        self.catch_up()
         return export.write_masks(self, Path(folder), overwrite=overwrite)
 
     # ----------------------------------------------------------------------------------------------------------- showing
@@ -258,11 +268,11 @@ class Session(Study):
 
         Returns
         -------
-        A widget. What is labelled in it is on disk at once; `write` puts it into the table.
+        A widget, the same one each time until it is closed. What is labelled in it is on disk at once; `write` puts it into the table.
         """
         from cytonym.label.widget import LabelWidget
 
-        return LabelWidget(self.desk)
+        return LabelWidget.of(self.desk)
 
     def serve(self, *, host: str = "127.0.0.1", port: int = 0, open_browser: bool = False) -> Server:
         """Label in a browser: a page that is served in the background until `close()`.

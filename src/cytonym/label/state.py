@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from cytonym.label.log import Cells, Event
+    from cytonym.label.cells import CellIndex
+    from cytonym.label.log import Event
 
 logger = logging.getLogger("cytonym")
 
 UNLABELLED, UNSURE, NOT_A_CELL = -1, -2, -3
 SPECIAL = {UNSURE: "unsure", NOT_A_CELL: "not a cell"}
+FEW = 16  # rows
 NEVER = -1
 NOBODY = np.empty(0, np.int32)
-MOST_CELLS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -51,119 +49,6 @@ class Tally:
         for codes, sign in ((before, -1), (now, 1)):
             counts += sign * np.bincount(codes.astype(np.int64) - NOT_A_CELL, minlength=length)
         self._counts = counts
-
-
-def each_once(rows: np.ndarray) -> np.ndarray:
-    """Rows sorted, each once. Rows that are so already, as most are, take no time."""
-    if (rows[1:] > rows[:-1]).all():
-        return rows
-    rows = np.sort(rows)
-    return rows[np.append(True, rows[1:] != rows[:-1])]
-
-
-class CellIndex:
-    """Rows of the cells of a table, by region and id. Cells that only the log knows get rows behind those of the table.
-
-    Parameters
-    ----------
-    regions
-        Region of each cell [n].
-    instances
-        Id of each cell [n]; whole numbers or text.
-    """
-
-    def __init__(self, regions: Iterable[Any], instances: Iterable[Any]) -> None:
-        codes, names = pd.factorize(np.asarray([str(r) for r in regions], dtype=object), sort=True)
-        ids = np.asarray(instances)
-        self.n = len(ids)
-        self.total = self.n
-        self.names = [str(name) for name in names]
-        self.region_codes = codes
-        self._numbers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._texts: dict[str, dict[str, int]] = {}
-        self._strange: dict[tuple[str, Any], int] = {}
-        self._cells: list[tuple[str, Any]] = []
-        """Cells behind the table's rows."""
-        whole = ids.dtype.kind in "iu" and (self.n == 0 or ids.max() <= np.iinfo(np.int64).max)
-        self.instances = ids.astype(np.int64) if whole else np.asarray([str(i) for i in ids], dtype=object)
-        for code, name in enumerate(self.names):
-            here = np.flatnonzero(codes == code)
-            mine = self.instances[here]
-            found = pd.Index(mine)
-            if found.has_duplicates:
-                twice = found[found.duplicated()].unique()[:5].tolist()
-                where = f"of region {name!r} " if name else ""
-                msg = f"Cells {where}are in the table more than once: {twice}. Labels need a name of its own for each cell."
-                raise ValueError(msg)
-            if whole:
-                order = np.argsort(mine, kind="stable")
-                self._numbers[name] = (mine[order], here[order])
-            else:
-                self._texts[name] = dict(zip(mine.tolist(), here.tolist(), strict=True))
-        self.canonical = np.lexsort((self.instances if whole else pd.factorize(self.instances, sort=True)[0], codes))
-        """Rows in an order that does not depend on the order of the table."""
-
-    def cell(self, row: int) -> tuple[str, Any]:
-        """Region and id of a row."""
-        if row >= self.n:
-            return self._cells[row - self.n]
-        instance = self.instances[row]
-        return self.names[self.region_codes[row]], int(instance) if isinstance(instance, np.integer) else instance
-
-    def cells(self, rows: np.ndarray) -> Cells:
-        """Rows of the table as runs of ids for the log."""
-        found: Cells = {}
-        for code in np.flatnonzero(np.bincount(self.region_codes[rows], minlength=len(self.names))):
-            ids = self.instances[rows[self.region_codes[rows] == code]]
-            if ids.dtype == object:
-                found[self.names[code]] = sorted(map(str, ids))
-                continue
-            ids = np.sort(ids)
-            starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-            lengths = np.diff(np.append(starts, len(ids)))
-            found[self.names[code]] = np.column_stack([ids[starts], lengths]).tolist()
-        return found
-
-    def rows(self, cells: Cells) -> np.ndarray:
-        """Rows of the cells of an event, int64, sorted; those that the table lacks are at `n` and above."""
-        parts = []
-        for region, told in cells.items():
-            texts = [each for each in told if isinstance(each, str)]
-            numbers = [run for run in told if not isinstance(run, str)] if len(texts) < len(told) else []
-            runs = np.array(numbers, dtype=np.int64).reshape(-1, 2)
-            if (runs[:, 1] < 1).any() or runs[:, 1].sum() > MOST_CELLS:
-                msg = f"An event names no cells, or too many, of region {region!r}."
-                raise ValueError(msg)
-            ends = np.cumsum(runs[:, 1])
-            ids = np.repeat(runs[:, 0] - (ends - runs[:, 1]), runs[:, 1]) + np.arange(ends[-1] if len(ends) else 0)
-            parts += [self._of_numbers(region, ids), self._of_texts(region, texts)]
-        return each_once(np.concatenate(parts)) if parts else np.empty(0, np.int64)
-
-    def _of_numbers(self, region: str, ids: np.ndarray) -> np.ndarray:
-        known, at = self._numbers.get(region, (np.empty(0, np.int64),) * 2)
-        rows = np.full(len(ids), NEVER, dtype=np.int64)
-        if len(known) and len(ids):
-            place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-            rows = np.where(known[place] == ids, at[place], NEVER)
-        for i in np.flatnonzero(rows == NEVER):
-            rows[i] = self._stranger(region, int(ids[i]))
-        return rows
-
-    def _of_texts(self, region: str, ids: list[str]) -> np.ndarray:
-        known = self._texts.get(region, {})
-        rows = np.fromiter((known.get(i, NEVER) for i in ids), np.int64, len(ids))
-        for i in np.flatnonzero(rows == NEVER):
-            rows[i] = self._stranger(region, ids[i])
-        return rows
-
-    def _stranger(self, region: str, instance: Any) -> int:
-        """Row of a cell that the table lacks."""
-        key = (region, instance)
-        if key not in self._strange:
-            self._strange[key] = self.total
-            self._cells.append(key)
-            self.total += 1
-        return self._strange[key]
 
 
 @dataclass(eq=False)
@@ -215,6 +100,8 @@ class State:
         self.layers: dict[str, Layer] = {}
         self.all_classes: dict[int, LabelClass] = {}
         """With those that were removed."""
+        self.ever: set[str] = set()
+        """Names, in lower case, of all classes that were ever made."""
         self.removed: dict[int, int] = {}
         """Removed class -> the class that took its labels over, or -1."""
         self.notes: dict[int, tuple[str, int]] = {}
@@ -222,12 +109,22 @@ class State:
         self.off: set[int] = set()
         """Numbers of the events that are undone."""
         self._rows: dict[int, np.ndarray] = {}
+        self._few: dict[int, list[int]] = {}
+        """Row -> events about it and few others."""
+        self._many: list[int] = []
+        """Events about more rows."""
+        self._out: dict[int, np.ndarray] = {}
+        """Number of an event -> the rows that were taken out of its page."""
 
     # ----------------------------------------------------------------------------------------------------------- reading
     @property
     def classes(self) -> list[LabelClass]:
         """Classes that were not removed, in the order in which they were made."""
         return [c for i, c in self.all_classes.items() if i not in self.removed]
+
+    def had(self, name: str) -> bool:
+        """Whether a class has that name, in upper or lower case, or was made under it."""
+        return name.casefold() in self.ever or any(c.name.casefold() == name.casefold() for c in self.classes)
 
     def resolved(self, codes: np.ndarray) -> np.ndarray:
         """Codes with the labels of removed classes passed on, int16."""
@@ -287,21 +184,43 @@ class State:
         """The same for the number of an event."""
         return self._rows.get(number, NOBODY)
 
+    def about(self, row: int) -> list[int]:
+        """Numbers of the events about a row, in their order."""
+        return sorted([*self._few.get(row, []), *(n for n in self._many if _holds(self._rows[n], row))])
+
+    def taken_out(self, annotator: str | None = None) -> dict[int, np.ndarray]:
+        """Class -> rows that an annotator, or anybody, took out of pages of it, sorted; not those of events that are undone."""
+        found: dict[int, list[np.ndarray]] = {}
+        for number, rows in self._out.items():
+            event = self.events[number]
+            code = UNLABELLED if event.label is None else self.resolve(event.label)
+            if code >= 0 and number not in self.off and annotator in (None, event.by):
+                found.setdefault(code, []).append(rows)
+        return {code: np.unique(np.concatenate(parts)) for code, parts in found.items()}
+
     # ---------------------------------------------------------------------------------------------------------- applying
     def apply(self, event: Event) -> np.ndarray | None:
         """Take one event in, and say which rows it changed; None where it may be any, as for a class."""
         at = len(self.events)
         rows = self.index.rows(event.cells).astype(np.int32)
+        new = self._meet(event)
         # Kept as numbers only: a lasso around a million cells would be a million lists.
-        self.events.append(replace(event, cells={}))
+        self.events.append(replace(event, cells={}, out={}))
         self.number[event.id] = at
         if len(rows):
             self._rows[at] = rows
+        if len(rows) > FEW:
+            self._many.append(at)
+        else:
+            for row in rows.tolist():
+                self._few.setdefault(row, []).append(at)
+        if event.out:
+            self._out[at] = self.index.rows(event.out).astype(np.int32)
         if event.kind == "assign":
             layer = self.layer(event.by)
             layer.undone.clear()
             self._do(layer, at, rows, UNLABELLED if event.label is None else event.label)
-            return rows
+            return None if new else rows
         if event.kind in ("undo", "redo"):
             return self._walk(event)
         if event.kind == "class":
@@ -337,18 +256,44 @@ class State:
             self._do(layer, step.at, step.rows, UNLABELLED if label is None else label)
         return step.rows
 
+    def _meet(self, event: Event) -> bool:
+        """Make up the classes that an event is about and the log lacks, as it may after a damaged line was taken out.
+
+        Their labels stay visible so, and no other class ever gets their ids.
+        """
+        made = event.kind == "class" and event.op == "add"
+        told = (None if made else event.label, event.into)
+        lacking = [i for i in told if i is not None and i >= 0 and i not in self.all_classes]
+        for i in lacking:
+            self.all_classes[i] = LabelClass(i, self._free(f"class {i}", i), "#888888")
+            logger.warning("The log does not say which class %d is. It is shown as %r.", i, self.all_classes[i].name)
+        return bool(lacking)
+
+    def _free(self, name: str, code: int) -> str:
+        """The name of a class, made different where another one has it, as it may after a line was taken out."""
+        taken = {c.name.casefold() for c in self.classes if c.id != code}
+        while name.casefold() in taken:
+            name = f"{name} ({code})"
+        return name
+
     def _class(self, event: Event) -> None:
         assert event.label is not None
-        old = self.all_classes.get(event.label)
+        i, classes = event.label, self.all_classes
         if event.op == "add":
-            self.all_classes[event.label] = LabelClass(event.label, event.name or "", event.color or "#888888")
-        elif old is None:
-            logger.warning("Event %s is about class %d, which there is not. Passed over.", event.id, event.label)
+            name = event.name or ""
+            classes[i] = LabelClass(i, self._free(name, i), event.color or "#888888")
+            self.ever.add(name.casefold())
         elif event.op == "rename":
-            self.all_classes[event.label] = replace(old, name=event.name or old.name)
+            classes[i] = replace(classes[i], name=self._free(event.name or classes[i].name, i))
         elif event.op == "color":
-            self.all_classes[event.label] = replace(old, color=event.color or old.color)
+            classes[i] = replace(classes[i], color=event.color or classes[i].color)
         elif event.op == "remove":
-            self.removed[event.label] = UNLABELLED if event.into is None else event.into
+            self.removed[i] = UNLABELLED if event.into is None else event.into
         elif event.op == "restore":
-            self.removed.pop(event.label, None)
+            self.removed.pop(i, None)
+            classes[i] = replace(classes[i], name=self._free(classes[i].name, i))
+
+
+def _holds(rows: np.ndarray, row: int) -> bool:
+    at = int(np.searchsorted(rows, row))
+    return at < len(rows) and int(rows[at]) == row

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from cytonym.label import features
 from cytonym.label.ledger import Ledger
+from cytonym.label.state import UNLABELLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,12 +21,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytonym.data.source import CellSource
+    from cytonym.label.cells import CellIndex
     from cytonym.label.finetune import FineTuning
     from cytonym.label.learner import Learner
     from cytonym.label.maps import Maps
     from cytonym.label.offers import Offers
     from cytonym.label.session import Session
     from cytonym.models.base import CellEncoder
+
+logger = logging.getLogger("cytonym")
 
 PATCH_UM = 32.0
 PATCH_PX = (32, 64, 128)
@@ -58,6 +64,11 @@ class Study(Ledger):
     _maps: Maps | None = None
     _offers: Offers | None = None
     _job: FineTuning | None = None
+
+    def __init__(self, index: CellIndex, log: Path | None, annotator: str) -> None:
+        super().__init__(index, log, annotator)
+        self._making = Lock()
+        """Held while a learner is made, which takes a while: labels can be given meanwhile."""
 
     @property
     def has_image(self) -> bool:
@@ -99,9 +110,9 @@ class Study(Ledger):
         """
         from cytonym.label.learner import Learner
 
-        with self.lock:
+        with self._making:
             if self._learner is None:
-                self._learner = Learner(cast("Session", self), features.features_of(self.table, self.use_rep))
+                self._learner = Learner(cast("Session", self), *features.features_of(self.table, self.use_rep))
             return self._learner
 
     @property
@@ -124,13 +135,36 @@ class Study(Ledger):
                 self._maps = Maps(cast("Session", self))
             return self._maps
 
-    def suggested(self, rows: np.ndarray, code: int) -> tuple[str | None, dict[str, list[int]]]:
-        """Version of the model that suggests, and how its suggestions for some rows fit a code that they are given."""
+    def suggested(
+        self, rows: np.ndarray, code: int, out: np.ndarray, model: str | None
+    ) -> tuple[str | None, dict[str, list[int]]]:
+        """As in `Ledger`. Only cells without a label are counted, and none that was taken out of a page before: that counted."""
+        known = np.concatenate([*self.state.taken_out().values(), np.empty(0, np.int32)])
+        new, wrong = (each[~np.isin(each, known)] for each in (rows, out))
+        new = new[self._codes[new] == UNLABELLED]
+        if model is not None or len(out):
+            return model, {str(code): [len(new), len(wrong)]} if code >= 0 and len(new) + len(wrong) else {}
         if self._learner is None or self._learner.version is None:
             return None, {}
-        return self._learner.version, self._learner.hits(rows, self._codes[rows], code)
+        return self._learner.version, self._learner.hits(new, code)
+
+    def catch_up(self) -> None:
+        """`refresh` before a report. A log that is gone or damaged is a warning: a report may save what is known of it."""
+        try:
+            self.refresh()
+        except (OSError, ValueError) as error:
+            logger.warning("What others labelled meanwhile may be missing. %s", error)
 
     # ---------------------------------------------------------------------------------------------------------- training
+    def log_model(self, version: str, trained_on: int) -> None:
+        """Note in the log that a model was trained. A log that cannot be written stops no training."""
+        if self.readonly:
+            return
+        try:
+            self._append(lambda: self._event("model", model=version, text=f"{trained_on} labels"))
+        except OSError as error:
+            logger.warning("The model is not noted in the log. %s", error)
+
     def finetune(
         self,
         model: str | Path | CellEncoder | None = None,
@@ -181,14 +215,15 @@ class Study(Ledger):
             self._job.cancel()
 
     def adopt(self, encoder: CellEncoder, embedding: np.ndarray) -> dict[str, Any]:
-        """Learn from other features [n, d] of the cells, which an encoder made, and say how that went."""
+        """Learn from other features [n, d] of the cells, which an encoder made, and say how that went; nothing changes on an error."""
         from cytonym.label.learner import Learner
 
         told: list[dict[str, Any]] = []
         learner = Learner(cast("Session", self), embedding)
         learner.retrain(background=False, on_done=told.append)
-        with self.lock:
-            self.encoder, self._learner = encoder, learner
+        if "error" not in told[0]:
+            with self._making:
+                self.encoder, self._learner = encoder, learner
             self.maps.forget("pca")
         return told[0]
 

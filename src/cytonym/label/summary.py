@@ -16,6 +16,7 @@ from cytonym.label.state import NEVER, SPECIAL, UNLABELLED, UNSURE
 if TYPE_CHECKING:
     from cytonym.label.log import Event
     from cytonym.label.session import Session
+    from cytonym.label.state import State
 
 PAUSE_S = 120.0
 """An annotator who does nothing for longer is away."""
@@ -24,26 +25,23 @@ WINDOW_S, STRIDE_S = 900.0, 300.0  # as in the paper: speed in 15 minutes, every
 
 def history(session: Session, row: int) -> list[dict[str, Any]]:
     """What was said of one cell, oldest first."""
-    found = []
     with session.lock:
         state = session.state
-        for number, event in enumerate(state.events):
-            if event.kind not in ("assign", "note") or not _has(state.rows_at(number), row):
-                continue
-            code = event.label if event.kind == "assign" else None
-            found.append(
-                {
-                    "time": event.time,
-                    "by": event.by,
-                    "kind": event.kind,
-                    "label": None if code is None else session.name_of(code),
-                    "code": code,
-                    "source": event.source,
-                    "text": event.text,
-                    "undone": number in state.off,
-                }
-            )
-    return found
+        told = [(state.events[n], n in state.off) for n in state.about(row)]
+        return [
+            {
+                "time": event.time,
+                "by": event.by,
+                "kind": event.kind,
+                "label": None if event.label is None else session.name_of(event.label),
+                "code": event.label,
+                "source": event.source,
+                "text": event.text,
+                "undone": undone,
+            }
+            for event, undone in told
+            if event.kind in ("assign", "note")
+        ]
 
 
 def cell(session: Session, row: int) -> dict[str, Any]:
@@ -65,40 +63,33 @@ def cell(session: Session, row: int) -> dict[str, Any]:
         }
 
 
-def _has(rows: np.ndarray, row: int) -> bool:
-    at = int(np.searchsorted(rows, row))
-    return at < len(rows) and int(rows[at]) == row
-
-
 # ------------------------------------------------------------------------------------------------------ several annotators
-def names(session: Session, annotator: str) -> np.ndarray:
-    """Class names that one annotator gave [n], None where there is none or the annotator is unsure."""
-    codes = session.labels(annotator)
+def names(session: Session, codes: np.ndarray) -> np.ndarray:
+    """Names of codes [n], None where there is none."""
     found = np.full(len(codes), None, dtype=object)
-    for code in np.unique(codes[(codes != UNLABELLED) & (codes != UNSURE)]):
+    for code in np.unique(codes[codes != UNLABELLED]):
         found[codes == code] = session.name_of(code)
     return found
 
 
 def _by_annotator(session: Session) -> dict[str, np.ndarray]:
+    """Codes that annotators gave [n]; those who are unsure of a cell said nothing."""
     with session.lock:
-        return {name: names(session, name) for name in sorted(session.state.layers)}
+        told = {name: session.labels(name) for name in sorted(session.state.layers)}
+    return {name: np.where(codes == UNSURE, np.int16(UNLABELLED), codes) for name, codes in told.items()}
 
 
 def disagreements(session: Session) -> pd.DataFrame:
     """One row a cell with two classes or more, one column an annotator."""
     told = _by_annotator(session)
-    first = np.full(session.n, None, dtype=object)
+    first = np.full(session.n, UNLABELLED, dtype=np.int16)
     differ = np.zeros(session.n, dtype=bool)
     for mine in told.values():
-        known = np.array([m is not None for m in mine], dtype=bool)
-        before = np.array([f is not None for f in first], dtype=bool)
-        differ |= known & before & (mine != first)
-        first = np.where(before, first, mine)
+        differ |= (mine != UNLABELLED) & (first != UNLABELLED) & (mine != first)
+        first = np.where(first == UNLABELLED, mine, first)
     rows = np.flatnonzero(differ)
-    frame = pd.DataFrame({name: mine[rows] for name, mine in told.items()}, index=session.table.obs_names[rows])
-    frame.insert(0, "row", rows)
-    return frame
+    named = {f"annotator {name}" if name == "row" else name: names(session, told[name][rows]) for name in told}
+    return pd.DataFrame({"row": rows, **named}, index=session.table.obs_names[rows])
 
 
 def agreement(session: Session) -> pd.DataFrame:
@@ -108,52 +99,56 @@ def agreement(session: Session) -> pd.DataFrame:
     told = _by_annotator(session)
     found = []
     for a, b in combinations(told, 2):
-        both = np.array([x is not None and y is not None for x, y in zip(told[a], told[b], strict=True)], dtype=bool)
+        both = np.flatnonzero((told[a] != UNLABELLED) & (told[b] != UNLABELLED))
         share = kappa = float("nan")
-        if both.any():
-            obs = pd.DataFrame(
-                {"a": told[a][both], "b": told[b][both]}, index=session.table.obs_names[both].astype(str)
-            )
+        if len(both):
+            given = {"a": names(session, told[a][both]), "b": names(session, told[b][both])}
+            obs = pd.DataFrame(given, index=session.table.obs_names[both].astype(str))
             compared = compare_labels(AnnData(obs=obs), "a", "b")
-            share = compared.agreement if np.isfinite(compared.agreement) else 0.0
-            kappa = compared.kappa
-        found.append({"a": a, "b": b, "n_cells": int(both.sum()), "agreement": share, "kappa": kappa})
+            share, kappa = compared.agreement, compared.kappa
+            if not np.isfinite(share):  # no class in common, which chance could not bring about either
+                share = kappa = 0.0
+        found.append({"a": a, "b": b, "n_cells": len(both), "agreement": share, "kappa": kappa})
     return pd.DataFrame(found, columns=["a", "b", "n_cells", "agreement", "kappa"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed
 def speed(session: Session, annotator: str) -> dict[str, Any]:
     """Labels per second of one annotator, in all, by source, and in windows of 15 minutes."""
-    with session.lock:
-        own = [(i, e) for i, e in enumerate(session.events) if e.by == annotator and e.source != "imported"]
-        sizes = {i: len(session.state.rows_at(i)) for i, e in own if e.kind == "assign" and i not in session.state.off}
+    state, events, off = _snapshot(session)
+    mine = [(i, e, _source(state, e)) for i, e in enumerate(events) if e.by == annotator]
+    own = [(i, e, source) for i, e, source in mine if e.kind != "model" and source != "imported"]
+    given = [(i, e) for i, e, _ in own if e.kind == "assign" and i not in off]
+    sizes = {i: len(state.rows_at(i)) if e.label != UNLABELLED else 0 for i, e in given}
     labels: dict[str, int] = defaultdict(int)
     seconds: dict[str, float] = defaultdict(float)
     times, counts = [], []
-    clock, before = 0.0, None
-    source = "single"
-    for i, event in own:
+    clock = waiting = 0.0
+    before = None
+    for i, event, source in own:
         now = _seconds(event)
         gap = 0.0 if before is None else max(0.0, now - before)
         counted = before is not None and gap <= PAUSE_S
         before = now
-        source = event.source or source  # taking back a label is part of the work of giving it
         if not counted:
             continue
         clock += gap
-        seconds[source] += gap
-        if event.kind == "assign" and i in sizes:
-            size = sizes[i] if event.label != UNLABELLED else 0
-            labels[source] += size
+        waiting += gap
+        if source is None:  # a note or a class, made for the sake of the next labels
+            continue
+        seconds[source] += waiting
+        waiting = 0.0
+        if i in sizes:
+            labels[source] += sizes[i]
             times.append(clock)
-            counts.append(size)
+            counts.append(sizes[i])
     total, spent = sum(labels.values()), sum(seconds.values())
     by_source = {name: labels[name] / seconds[name] if seconds[name] > 0 else None for name in sorted(labels)}
     windows = _windows(np.array(times), np.array(counts), clock)
     overall = total / spent if spent > 0 else None
     single = by_source.get("single")
     return {
-        "labels": int(sum(size for i, size in sizes.items() if session.events[i].label != UNLABELLED)),
+        "labels": sum(sizes.values()),
         "seconds": spent,
         "labels_per_second": overall,
         "by_source": by_source,
@@ -161,6 +156,12 @@ def speed(session: Session, annotator: str) -> dict[str, Any]:
         "window_high": windows[1] if windows else None,
         "ratio": overall / single if overall and single else None,
     }
+
+
+def _source(state: State, event: Event) -> str | None:
+    """How cells were labelled; of undo and redo how those were that are meant, since taking back is part of the work of giving."""
+    at = state.number.get(event.of) if event.of is not None else None
+    return event.source if at is None else state.events[at].source
 
 
 def _windows(times: np.ndarray, counts: np.ndarray, spent: float) -> tuple[float, float] | None:
@@ -178,21 +179,31 @@ def _seconds(event: Event) -> float:
 
 def concordance(session: Session) -> dict[str, Any]:
     """Cells that an annotator labelled both singly and in bulk, and the share with the same class."""
+    state, events, off = _snapshot(session)
+    last: dict[tuple[str, str], np.ndarray] = {}
+    for number, event in enumerate(events):
+        kind = {"single": "single", "bulk": "bulk", "suggested": "bulk"}.get(event.source or "")
+        if event.kind == "assign" and event.label is not None and kind and number not in off:
+            if (event.by, kind) not in last:
+                last[event.by, kind] = np.full(session.n, UNLABELLED, np.int16)
+            rows = state.rows_at(number)
+            last[event.by, kind][rows[rows < session.n]] = event.label
     both = same = 0
     with session.lock:
-        state = session.state
-        for annotator in state.layers:
-            last = {kind: np.full(session.n, UNLABELLED, np.int16) for kind in ("single", "bulk")}
-            for number, event in enumerate(state.events):
-                kind = {"single": "single", "bulk": "bulk", "suggested": "bulk"}.get(event.source or "")
-                if event.by == annotator and event.label is not None and kind and number not in state.off:
-                    rows = state.rows_at(number)
-                    last[kind][rows[rows < session.n]] = event.label
-            one, many = state.resolved(last["single"]), state.resolved(last["bulk"])
-            known = np.isin(one, (UNLABELLED, UNSURE), invert=True) & np.isin(many, (UNLABELLED, UNSURE), invert=True)
+        resolved = {key: state.resolved(codes) for key, codes in last.items()}
+    for (annotator, kind), one in resolved.items():
+        many = resolved.get((annotator, "bulk"))
+        if kind == "single" and many is not None:
+            known = ~np.isin(one, (UNLABELLED, UNSURE)) & ~np.isin(many, (UNLABELLED, UNSURE))
             both += int(known.sum())
             same += int((one[known] == many[known]).sum())
     return {"n_cells": both, "concordance": same / both if both else None}
+
+
+def _snapshot(session: Session) -> tuple[State, list[Event], set[int]]:
+    """The events so far and which of them are undone, to be read without keeping anybody from labelling."""
+    with session.lock:
+        return session.state, session.state.events[:], set(session.state.off)
 
 
 def confirmations(session: Session, last: int) -> pd.DataFrame:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,10 @@ MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 2**24
 """Over all channels."""
 MOST_CHANNELS = 512
+PLAIN, DEFLATE, LZW = (1,), (8, 32946), (5,)
+"""Ways to store a TIFF file whose parts become as large as its tags say. Pictures inside of it, such as JPEG, have sizes of their own."""
+DEEP = ((16, 2), (16, 4), (16, 6))
+"""Depth and kind of PNG files that Pillow cuts to 8 bits: colours, with transparency or without, and grey with transparency."""
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
@@ -57,13 +63,14 @@ def read_picture(data: bytes) -> np.ndarray:
 def _png(data: bytes) -> np.ndarray:
     from PIL import Image
 
+    if tuple(data[24:26]) in DEEP:
+        msg = "The PNG file has 16 bits in each of several channels, of which only 8 would be read. Save it as TIFF."
+        raise BadRequestError(msg)
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         _check(image.height, image.width, len(image.getbands()))
-        if image.mode not in ("1", "L", "I;16", "I"):
-            pixels = np.asarray(image.convert("RGB"))
-        else:
-            pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
-    return _channels_first(pixels)
+        if image.mode in ("1", "LA"):
+            return _channels_first(np.asarray(image.convert("L")))
+        return _channels_first(np.asarray(image if image.mode in ("L", "I;16", "I") else image.convert("RGB")))
 
 
 def _tiff(data: bytes) -> np.ndarray:
@@ -78,13 +85,29 @@ def _tiff(data: bytes) -> np.ndarray:
         if not 2 <= len(shape) <= 3:
             msg = f"The TIFF file holds an array of shape {tuple(series.shape)}; one picture [C, H, W] is needed."
             raise BadRequestError(msg)
-        _check(*shape[:2], shape[2] if len(shape) == 3 else 1)
-        pages: list[Any] = [page for page in series.pages if page is not None]
-        for page in pages:  # the size of an array does not bound that of its parts
-            _check(*(int(side) for side in (*page.shape, 1)[:2]), 1)
-            _check(*(int(side) for side in getattr(page, "tile", None) or (1,)))
+        _check(*shape)
+        for page in series.pages:
+            if page is not None:
+                _check_page(page, data)
         pixels = series.asarray(maxworkers=1)
     return _channels_first(np.squeeze(pixels))
+
+
+def _check_page(page: Any, data: bytes) -> None:
+    """Refuse a page whose strips or tiles may become larger than the page: the size of an array does not bound that of its parts."""
+    told = page.keyframe
+    if told.compression not in PLAIN + DEFLATE + LZW:
+        name = getattr(told.compression, "name", told.compression)
+        msg = f"The TIFF file is compressed by {name}. Save it without compression, or by deflate or LZW."
+        raise BadRequestError(msg)
+    _check(*told.shape)
+    _check(*told.chunks)
+    if told.compression in DEFLATE:
+        most = math.prod(told.chunks) * told.dtype.itemsize
+        for at, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if len(zlib.decompressobj().decompress(data[at : at + count], most + 1)) > most:
+                msg = "A part of the TIFF file holds more than the file claims."
+                raise BadRequestError(msg)
 
 
 def _channels_first(pixels: np.ndarray) -> np.ndarray:

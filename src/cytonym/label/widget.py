@@ -15,10 +15,9 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from cytonym.label.desk import Desk
-    from cytonym.label.wire import Header
+    from cytonym.label.wire import Buffer, Header
 
 STATIC = Path(__file__).parent / "static"
-REFRESH_S = 2.0
 
 
 class LabelWidget(anywidget.AnyWidget):
@@ -32,14 +31,28 @@ class LabelWidget(anywidget.AnyWidget):
         self._desk = desk
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client = desk.subscribe(self._tell, shared=True)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Task[Any]] = set()
         self.on_msg(self._received)
 
+    @classmethod
+    def of(cls, desk: Desk) -> LabelWidget:
+        """The widget of a desk, which may be shown any number of times; another one after it was closed."""
+        found = desk.widget
+        if not isinstance(found, cls) or found.closed:
+            found = desk.widget = cls(desk)
+        return found
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was taken away."""
+        return self.comm is None
+
     def close(self) -> None:
-        """Take the widget away. Labels are on disk already."""
+        """Take the widget away. Labels that were given are stored."""
         self._desk.unsubscribe(self._client)
-        for task in list(self._tasks):
-            task.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
         super().close()
 
     def _received(self, _widget: Any, content: Any, buffers: list[Any]) -> None:
@@ -51,21 +64,12 @@ class LabelWidget(anywidget.AnyWidget):
             return
         if self._loop is not loop:
             self._loop = loop
-            self._keep(loop.create_task(self._listen()))
-        self._keep(loop.create_task(self._desk.handle(content, given, self._client)))
+            self._listening = loop.create_task(self._desk.listen())
+        task = loop.create_task(self._desk.handle(content, given, self._client))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _listen(self) -> None:
-        """Look now and then for what other programs stored in the log."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            with suppress(OSError, ValueError):
-                await self._desk.refresh()
-
-    def _tell(self, header: Header, buffers: list[bytes]) -> None:
+    def _tell(self, header: Header, buffers: list[Buffer]) -> None:
         """Send in the kernel's own thread, in which its sockets are."""
         if self._loop is None or self._loop.is_closed():
             self.send(header, buffers)

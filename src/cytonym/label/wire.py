@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Header = dict[str, Any]
-    Message = tuple[Header, list[bytes]]
+    Buffer = bytes | memoryview
+    Message = tuple[Header, list[Buffer]]
 
 ALIGN = 8
 MOST_HEADER = 2**18
@@ -27,7 +28,7 @@ class BadRequestError(ValueError):
     """A message that is not as it must be; its text is for whoever wrote the client."""
 
 
-def encode(header: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> bytes:
+def encode(header: Mapping[str, Any], buffers: Sequence[Buffer] = ()) -> bytes:
     """A message as one frame: length of the header, the header, then the buffers, each from a multiple of 8 bytes.
 
     Examples
@@ -39,11 +40,26 @@ def encode(header: Mapping[str, Any], buffers: Sequence[bytes] = ()) -> bytes:
     told = {**header, "buffers": [len(buffer) for buffer in buffers]}
     text = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
     text += b" " * _lacking(4 + len(text))
-    padded = [part for buffer in buffers for part in (buffer, bytes(_lacking(len(buffer))))]
-    return b"".join([struct.pack("<I", len(text)), text, *padded])
+    parts: list[Buffer] = [struct.pack("<I", len(text)), text]
+    for buffer in buffers:
+        parts += (buffer, bytes(_lacking(len(buffer))))
+    return b"".join(parts)
 
 
-def decode(frame: bytes) -> Message:
+def view(array: np.ndarray) -> memoryview:
+    """The bytes of an array, without a copy where it lies in one piece.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytonym.label.wire import view
+    >>> view(np.array([[1, 2]], "<u2")).tolist()
+    [1, 0, 2, 0]
+    """
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def decode(frame: bytes) -> tuple[Header, list[bytes]]:
     """The header and the buffers of a frame.
 
     Raises
@@ -127,6 +143,9 @@ def text(header: Header, name: str, longest: int = 1000) -> str:
     value = header.get(name)
     if not isinstance(value, str) or len(value) > longest:
         msg = f"`{name}` must be text of at most {longest} characters, got {_shown(value)}."
+        raise BadRequestError(msg)
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        msg = f"`{name}` holds half a character (a lone surrogate), which no file can store."
         raise BadRequestError(msg)
     return value
 

@@ -260,7 +260,7 @@ export class Fake implements Transport {
         const kind = this.kind[row] as number;
         const label = this.codes[row] as number;
         return [{
-          name: `cell_${row}`, region: "image", instance: row + 1, label, by: label === -1 ? null : "Dr. Müller", time: "2026-11-20T10:12:00Z", note: this.notes.get(row) ?? null, prediction: this.guess[row],
+          row, name: `cell_${row}`, region: "image", instance: row + 1, label, by: label === -1 ? null : "Dr. Müller", time: "2026-11-20T10:12:00Z", note: this.notes.get(row) ?? null, prediction: this.guess[row],
           probabilities: this.version ? this.classes.map((c) => [c.id, c.id === this.guess[row] ? 0.81 : 0.19 / Math.max(1, this.classes.length - 1)]) : [],
           markers: this.names.map((name, k) => [name, k === kind + 1 ? 912.5 + (row % 90) : 40 + ((row * 7 + k * 31) % 60)]),
           history: label === -1 ? [] : [{ time: "2026-11-20T10:02:00Z", by: "Dr. Müller", label: "unsure", code: -2, source: "single", undone: true }, { time: "2026-11-20T10:12:00Z", by: "Dr. Müller", label: "x", code: label, source: "bulk" }],

@@ -5,11 +5,12 @@ import { ContextPane } from "./context.ts";
 import { SidePane } from "./details.ts";
 import { button, count, h, fill } from "./dom.ts";
 import { Gallery } from "./gallery.ts";
-import { commandFor, HELP, takesKeys, type Action } from "./keys.ts";
+import { commandFor, goesOn, HELP, takesKeys, type Action } from "./keys.ts";
 import { LearnPane } from "./learn.ts";
 import { Link, type Transport } from "./link.ts";
 import { MapPane } from "./map.ts";
 import { NOT_A_CELL, UNLABELLED, UNSURE } from "./protocol.ts";
+import { NoticeList } from "./notices.ts";
 import { State } from "./state.ts";
 
 type ThemeName = "auto" | "light" | "dark";
@@ -60,11 +61,12 @@ export function mount(host: HTMLElement, transport: Transport, page: boolean): D
         void exportAs(what);
       }))));
   const header = h("header", { class: "bar top" }, title, who, h("span", { class: "grow" }), link, undo, redo, exports, theme, button("?", "Keys (?)", () => openHelp()));
-  const banner = h("div", { class: "banner", role: "alert", hidden: true });
-  const notices = h("div", { class: "notices", "aria-live": "polite" });
+  const said = h("span", {});
+  const again = button("Try now", "Try now", () => state.link.retry());
+  const banner = h("div", { class: "banner", role: "alert", hidden: true }, said, again);
   fill(root, header, banner, h("div", { class: "columns" },
     h("div", { class: "column left" }, map.element, learn.element), h("div", { class: "column middle" }, gallery.element, classes.element),
-    h("div", { class: "column right" }, context.element, side.element)), notices, help);
+    h("div", { class: "column right" }, context.element, side.element)), new NoticeList(state).element, help);
   host.replaceChildren(root);
 
   async function exportAs(what: string): Promise<void> {
@@ -121,34 +123,39 @@ export function mount(host: HTMLElement, transport: Transport, page: boolean): D
     who.textContent = `${count(state.hello.n)} cells · ${state.hello.annotator}${state.hello.readonly ? " · read-only" : ""}`;
   });
   state.on(["counts", "hello"], () => {
-    undo.disabled = !state.canUndo;
+    undo.disabled = !state.canUndo && !state.unsent.cells;
     redo.disabled = !state.canRedo;
   });
   const saving = (): void => {
-    const waiting = [...state.pending.values(), ...state.unconfirmed].reduce((sum, p) => sum + p.rows.length, 0);
-    const unsent = state.unconfirmed.length > 0;
-    link.dataset["state"] = state.connection !== "open" || unsent ? "lost" : waiting ? "waiting" : "open";
-    link.textContent = state.connection !== "open" ? "not connected" : unsent ? `${count(waiting)} not stored` : waiting ? `storing ${count(waiting)}…` : "all stored";
+    const lost = state.unsent.cells;
+    const waiting = [...state.pending.values()].reduce((sum, p) => sum + p.rows.length, lost);
+    link.dataset["state"] = state.connection !== "open" || lost ? "lost" : waiting ? "waiting" : "open";
+    link.textContent = state.connection !== "open" ? "not connected" : lost ? `${count(waiting)} not stored` : waiting ? `storing ${count(waiting)}…` : "all stored";
     banner.hidden = state.connection === "open";
-    if (!banner.hidden) {
-      const lost = state.unconfirmed.reduce((sum, p) => sum + p.rows.length, 0);
-      fill(banner, h("span", {}, state.connection === "closed" ? state.why : `No connection to the server: trying again. ${lost ? `${lost === 1 ? "1 label is" : `${count(lost)} labels are`} not confirmed.` : "Nothing that was confirmed is lost."}`),
-        state.connection === "closed" ? null : button("Try now", "Try now", () => state.link.retry()));
-    }
+    if (banner.hidden) return;
+    const labels = lost ? `${lost === 1 ? "1 label is" : `${count(lost)} labels are`} not confirmed` : "";
+    if (state.connection === "closed") said.textContent = `${state.why}${labels ? ` ${labels}${state.hello?.store ? ": the page that is opened at this address offers to send them again" : ""}.` : ""}`;
+    else said.textContent = `${page ? "No connection to the server: trying again." : state.why} ${labels ? `${labels}.` : "Nothing that was confirmed is lost."}`;
+    again.hidden = state.connection === "closed";
   };
   state.on(["connection", "pending"], saving);
-  state.on(["notices"], () => fill(notices, ...state.notices.map((notice) => h("div", { class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : "status" }, h("span", {}, notice.text),
-    ...notice.actions.map(([name, run]) => button(name, name, () => {
-      state.dismiss(notice);
-      run();
-    })), notice.actions.length ? null : button("×", "Dismiss", () => state.dismiss(notice), { class: "close" })))));
+
+  /** Closes the menus that are open, but for one that holds an element; says whether there was one. */
+  function closeMenus(but: Node | null = null): boolean {
+    const open = [...root.querySelectorAll<HTMLDetailsElement>("details.menu[open]")].filter((menu) => !but || !menu.contains(but));
+    for (const menu of open) {
+      if (menu.contains(document.activeElement)) menu.querySelector("summary")?.focus();
+      menu.open = false;
+    }
+    return open.length > 0;
+  }
 
   // ---- keys
   const actions: { [action in Action]: () => void } = {
     unsure: () => state.assign(UNSURE), notCell: () => state.assign(NOT_A_CELL), clear: () => state.assign(UNLABELLED), undo: () => void state.step("undo"), redo: () => void state.step("redo"),
     all: () => gallery.all(), invert: () => gallery.invert(), accept: () => state.accept(), retrain: () => learn.train(), next: () => learn.next(), offer: () => void state.nextPage(), search: () => void state.search(),
     map: () => map.nextMap(), color: () => map.nextColoring(), filter: () => map.nextFilter(), palette: () => classes.find(), help: openHelp, view: () => map.chooseView(),
-    escape: () => state.drop(), left: () => gallery.move(-1, 0), right: () => gallery.move(1, 0), up: () => gallery.move(0, -1), down: () => gallery.move(0, 1),
+    escape: () => closeMenus() || state.drop(), left: () => gallery.move(-1, 0), right: () => gallery.move(1, 0), up: () => gallery.move(0, -1), down: () => gallery.move(0, 1),
     extendLeft: () => gallery.move(-1, 0, true), extendRight: () => gallery.move(1, 0, true), pageNext: () => gallery.nextPage(1), pageBack: () => gallery.nextPage(-1), toggle: () => gallery.toggle(),
     zoomIn: () => map.zoom(1 / 1.5), zoomOut: () => map.zoom(1.5), fit: () => map.fit(), panLeft: () => map.pan(60, 0), panRight: () => map.pan(-60, 0), panUp: () => map.pan(0, 60), panDown: () => map.pan(0, -60),
     outlines: () => gallery.toggleOutlines(),
@@ -162,11 +169,14 @@ export function mount(host: HTMLElement, transport: Transport, page: boolean): D
     const command = commandFor(event);
     if (!command) return;
     event.preventDefault();
+    if (event.repeat && !goesOn(command)) return;
+    state.keyAt = event.timeStamp;
     if ("classIndex" in command) {
       const chosenClass = state.classes[command.classIndex];
       if (chosenClass) state.assign(chosenClass.id);
       else state.notify("info", state.classes.length ? `There is no class with the key ${event.key}. Press l to find or add one.` : "There are no classes yet: press l and type a name.");
     } else actions[command.action]();
+    state.keyAt = 0;
   };
   const listener = onKey as EventListener;
   (page ? window : root).addEventListener("keydown", listener);
@@ -178,23 +188,28 @@ export function mount(host: HTMLElement, transport: Transport, page: boolean): D
   root.addEventListener("click", (event) => {
     const target = event.target as HTMLElement;
     if (event.detail > 0 && target.closest("button") && !root.querySelector("dialog[open]")) back(); // Enter is for suggestions, not for the button again
-    for (const menu of root.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target as Node)) menu.removeAttribute("open");
+    closeMenus(target);
   });
   const ask = (event: BeforeUnloadEvent): void => {
-    if (state.pending.size || state.unconfirmed.length) event.preventDefault();
+    if (state.pending.size || state.unsent.cells) event.preventDefault();
   };
   if (page) window.addEventListener("beforeunload", ask);
+  const heard = (event: StorageEvent): void => state.unsent.heard(event.key, event.newValue);
+  window.addEventListener("storage", heard);
 
   setTheme(chosen);
   saving();
+  state.emit("notices"); // of what cannot be drawn
   state.link.open();
   return {
     state, map,
     close: () => {
       (page ? window : root).removeEventListener("keydown", listener);
       window.removeEventListener("beforeunload", ask);
+      window.removeEventListener("storage", heard);
       system.removeEventListener("change", follow);
       state.link.close();
+      for (const pane of [map, gallery, context]) pane.close();
       root.remove();
     },
   };

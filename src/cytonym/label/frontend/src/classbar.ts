@@ -6,6 +6,8 @@ import { CLASS_KEYS } from "./keys.ts";
 import { NOT_A_CELL, UNLABELLED, UNSURE, type LabelClass } from "./protocol.ts";
 import type { State } from "./state.ts";
 
+const LONGEST_NAME = "100"; // as cytonym.label.naming has it
+
 export class ClassBar {
   readonly element: HTMLElement;
   private chips = h("div", { class: "chips", role: "group", "aria-label": "Classes" });
@@ -36,8 +38,12 @@ export class ClassBar {
   /** Type to find: Enter labels with the class shown first; a name that is not there can be added. */
   find(): void {
     const { state } = this;
-    const input = h("input", { type: "text", placeholder: "Type a class name", "aria-label": "Class name", autocomplete: "off", spellcheck: "false" });
-    const list = h("div", { class: "found", role: "listbox", "aria-label": "Classes found" });
+    const listId = `cytonym-found-${Math.random().toString(36).slice(2)}`;
+    const input = h("input", {
+      type: "text", placeholder: "Type a class name", "aria-label": "Class name", autocomplete: "off", spellcheck: "false", maxlength: LONGEST_NAME,
+      role: "combobox", "aria-expanded": "true", "aria-autocomplete": "list", "aria-controls": listId,
+    });
+    const list = h("div", { class: "found", id: listId, role: "listbox", "aria-label": "Classes found" });
     let at = 0;
     let options: { name: string; color: string | null; run: () => void }[] = [];
     const close = (): void => {
@@ -45,7 +51,8 @@ export class ClassBar {
       this.back();
     };
     const refill = (): void => {
-      const wanted = input.value.trim().toLowerCase();
+      const typed = input.value.trim().normalize();
+      const wanted = typed.toLowerCase();
       const classes = state.classes.filter((c) => c.name.toLowerCase().includes(wanted));
       classes.sort((a, b) => Number(b.name.toLowerCase().startsWith(wanted)) - Number(a.name.toLowerCase().startsWith(wanted)));
       const of = (code: number, name: string, color: string | null): (typeof options)[number] => ({ name, color, run: () => state.assign(code) });
@@ -53,22 +60,23 @@ export class ClassBar {
       for (const [code, name] of [[UNSURE, "unsure"], [NOT_A_CELL, "not a cell"], [UNLABELLED, "clear the label"]] as const) {
         if (name.includes(wanted)) options.push(of(code, name, null));
       }
-      const typed = input.value.trim();
       if (typed && !state.classes.some((c) => c.name === typed)) {
         options.push({ name: `Add the class “${typed}” and label with it`, color: null, run: () => void state.addClass(typed).then((added) => added && state.assign(added.id)) });
       }
       at = Math.max(0, Math.min(at, options.length - 1));
-      fill(list, ...options.map((option, k) => h("button", { type: "button", tabindex: "-1", role: "option", "aria-selected": String(k === at), class: "option", onclick: () => {
+      fill(list, ...options.map((option, k) => h("button", { type: "button", tabindex: "-1", role: "option", id: `${listId}-${k}`, "aria-selected": String(k === at), class: "option", onclick: () => {
         close();
         option.run();
       } }, h("span", { class: "swatch", style: option.color ? { background: option.color } : { visibility: "hidden" } }), h("span", { class: "ellipsis" }, option.name))));
       list.children[at]?.scrollIntoView({ block: "nearest" });
+      input.setAttribute("aria-activedescendant", options.length ? `${listId}-${at}` : "");
     };
     input.addEventListener("input", () => {
       at = 0;
       refill();
     });
     input.addEventListener("keydown", (event) => {
+      if (event.isComposing) return;
       if (event.key === "ArrowDown" || event.key === "ArrowUp") {
         at += event.key === "ArrowDown" ? 1 : -1;
         at = (at + options.length) % Math.max(1, options.length);
@@ -92,7 +100,7 @@ export class ClassBar {
     const { state } = this;
     const list = h("div", { class: "edits" });
     const refill = (): void => fill(list, ...state.classes.map((c) => this.editRow(c, refill)));
-    const name = h("input", { type: "text", placeholder: "Name of a new class", "aria-label": "Name of a new class", maxlength: "200" });
+    const name = h("input", { type: "text", placeholder: "Name of a new class", "aria-label": "Name of a new class", maxlength: LONGEST_NAME });
     const add = (): void => {
       const typed = name.value.trim();
       if (!typed) return;
@@ -103,7 +111,7 @@ export class ClassBar {
     };
     name.addEventListener("keydown", (event) => {
       event.stopPropagation();
-      if (event.key === "Enter") add();
+      if (event.key === "Enter" && !event.isComposing) add();
     });
     refill();
     fill(this.editor, h("h2", {}, "Classes"), list, h("div", { class: "bar" }, name, button("Add", "Add the class", add)),
@@ -120,10 +128,10 @@ export class ClassBar {
     const n = state.counts.by_class[String(c.id)] ?? 0;
     const color = h("input", { type: "color", value: hexColor(parseColor(c.color)), "aria-label": `Colour of ${c.name}` });
     color.addEventListener("change", () => void state.changeClass({ op: "color", class: c.id, color: color.value }).then(refill));
-    const name = h("input", { type: "text", value: c.name, "aria-label": `Name of ${c.name}`, maxlength: "200" });
+    const name = h("input", { type: "text", value: c.name, "aria-label": `Name of ${c.name}`, maxlength: LONGEST_NAME });
     name.addEventListener("keydown", (event) => {
       event.stopPropagation();
-      if (event.key === "Enter") name.blur();
+      if (event.key === "Enter" && !event.isComposing) name.blur();
     });
     name.addEventListener("change", () => void state.changeClass({ op: "rename", class: c.id, name: name.value.trim() }).then(refill));
     const row = h("div", { class: "bar" }, color, name, h("span", { class: "number" }, count(n)));

@@ -1,4 +1,5 @@
-// Mixes the channels of many small pictures (or of one large one) with WebGL2: colours and contrast are uniforms.
+// Mixes the channels of many small pictures (or of one large one) with WebGL2: colours and contrast are uniforms. The numbers lie on
+// the graphics card as they arrived, one after another, rows of a texture being filled like lines of text.
 
 import { parseColor } from "./colors.ts";
 import { program, uniforms } from "./points.ts";
@@ -31,79 +32,54 @@ export interface Tile {
 
 const VERTEX = `#version 300 es
 in vec2 corner; in vec4 box; in float index;
-uniform vec2 canvas; uniform vec2 grid;
-out vec2 inside; flat out vec2 origin;
+uniform vec2 canvas;
+out vec2 inside; flat out int picture;
 void main() {
   vec2 p = (box.xy + corner * box.zw) / canvas * 2.0 - 1.0;
   gl_Position = vec4(p.x, -p.y, 0.0, 1.0);
   inside = corner;
-  origin = vec2(mod(index, grid.x), floor(index / grid.x));
+  picture = int(index + 0.5);
 }`;
 const FRAGMENT = `#version 300 es
-precision highp float; precision highp sampler2DArray;
-in vec2 inside; flat in vec2 origin;
-uniform sampler2DArray pictures; uniform sampler2D outlines;
-uniform vec2 grid; uniform vec2 size; uniform int channels; uniform bool outlined;
+precision highp float; precision highp int; precision highp usampler2D;
+in vec2 inside; flat in int picture;
+uniform usampler2D pictures; uniform usampler2D outlines;
+uniform ivec2 size; uniform int channels; uniform int layers; uniform int pictureLine; uniform int outlineLine; uniform bool outlined;
 uniform vec3 colors[${MOST_CHANNELS}]; uniform vec2 limits[${MOST_CHANNELS}];
 out vec4 result;
+float value(int layer, int y, int x) {
+  int at = (layer * size.y + y) * size.x + x;
+  return float(texelFetch(pictures, ivec2(at % pictureLine, at / pictureLine), 0).r);
+}
 void main() {
-  vec2 pixel = clamp(inside * size, vec2(0.5), size - 0.5);
-  vec2 at = (origin * size + pixel) / (grid * size);
+  vec2 pixel = inside * vec2(size) - 0.5;
+  ivec2 low = clamp(ivec2(floor(pixel)), ivec2(0), size - 1);
+  ivec2 high = min(low + 1, size - 1);
+  vec2 part = clamp(pixel - vec2(low), 0.0, 1.0);
   vec3 sum = vec3(0.0);
   for (int k = 0; k < ${MOST_CHANNELS}; k++) {
     if (k >= channels) break;
-    float v = texture(pictures, vec3(at, float(k))).r;
-    sum += colors[k] * clamp((v - limits[k].x) / max(limits[k].y - limits[k].x, 1e-7), 0.0, 1.0);
+    if (colors[k] == vec3(0.0)) continue;
+    int layer = picture * layers + k;
+    float above = mix(value(layer, low.y, low.x), value(layer, low.y, high.x), part.x);
+    float below = mix(value(layer, high.y, low.x), value(layer, high.y, high.x), part.x);
+    sum += colors[k] * clamp((mix(above, below, part.y) - limits[k].x) / max(limits[k].y - limits[k].x, 1e-3), 0.0, 1.0);
   }
   if (outlined) {
-    ivec2 texel = ivec2(origin * size + floor(inside * size * 0.9999));
-    if (texelFetch(outlines, texel, 0).r > 0.0) sum = mix(sum, vec3(1.0), 0.75);
+    ivec2 at = min(ivec2(inside * vec2(size)), size - 1);
+    int place = (picture * size.y + at.y) * size.x + at.x;
+    if (texelFetch(outlines, ivec2(place % outlineLine, place / outlineLine), 0).r > 0u) sum = mix(sum, vec3(1.0), 0.75);
   }
   result = vec4(min(sum, 1.0), 1.0);
 }`;
 
-const HALF = new Uint16Array(65536);
-let halfReady = false;
+const LINE = 4096;
 
-/** The sixteen-bit floats of k / 65535. */
-export function halfTable(): Uint16Array {
-  if (halfReady) return HALF;
-  const float = new Float32Array(1);
-  const bits = new Uint32Array(float.buffer);
-  for (let k = 0; k < 65536; k++) {
-    const value = k / 65535;
-    if (value < 2 ** -14) HALF[k] = Math.round(value * 2 ** 24);
-    else {
-      float[0] = value;
-      HALF[k] = ((bits[0] as number) - (112 << 23) + 0x1000) >>> 13; // another bias, rounded to ten bits; a carry is right
-    }
-  }
-  halfReady = true;
-  return HALF;
-}
-
-/** How the pictures lie in one texture: as square as can be. */
-export function atlasGrid(n: number, h: number, w: number): [number, number] {
-  const columns = Math.max(1, Math.min(n, Math.round(Math.sqrt((n * h) / w))));
-  return [columns, Math.max(1, Math.ceil(n / columns))];
-}
-
-/** [n, c, h, w] to c layers, each with all pictures side by side. */
-export function toAtlas<T extends Uint8Array | Uint16Array>(data: T, n: number, c: number, h: number, w: number, columns: number, rows: number, table?: Uint16Array): T {
-  const out = (data instanceof Uint8Array ? new Uint8Array(c * rows * columns * h * w) : new Uint16Array(c * rows * columns * h * w)) as T;
-  const stride = columns * w;
-  for (let i = 0; i < n; i++) {
-    const corner = Math.floor(i / columns) * h * stride + (i % columns) * w;
-    for (let k = 0; k < c; k++) {
-      const from = (i * c + k) * h * w;
-      const to = k * rows * h * stride + corner;
-      for (let y = 0; y < h; y++) {
-        if (!table) out.set(data.subarray(from + y * w, from + (y + 1) * w), to + y * stride);
-        else for (let x = 0; x < w; x++) out[to + y * stride + x] = table[data[from + y * w + x] as number] as number;
-      }
-    }
-  }
-  return out;
+/** Length of a line and number of lines of a texture for so many numbers; nothing where the card has no texture as large. */
+export function textureShape(length: number, most: number): [number, number] | null {
+  const line = length > LINE * most ? most : Math.min(LINE, most);
+  const lines = Math.max(1, Math.ceil(length / line));
+  return lines > most ? null : [line, lines];
 }
 
 export class Compositor {
@@ -113,7 +89,7 @@ export class Compositor {
   private array!: WebGLVertexArrayObject;
   private instances!: WebGLBuffer;
   private textures!: { pictures: WebGLTexture; outlines: WebGLTexture };
-  private shape: { columns: number; rows: number; h: number; w: number; c: number; wide: boolean; outlined: boolean } | null = null;
+  private shape: { h: number; w: number; c: number; pictureLine: number; outlineLine: number } | null = null;
   private last: Pictures | null = null;
   onRestored: () => void = () => {};
 
@@ -130,14 +106,15 @@ export class Compositor {
     });
   }
 
-  get largestSide(): number {
-    return this.gl.getParameter(this.gl.MAX_TEXTURE_SIZE) as number;
+  /** Lets the browser have its context back, of which it has few. */
+  close(): void {
+    this.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }
 
   private create(): void {
     const gl = this.gl;
     this.made = program(gl, VERTEX, FRAGMENT);
-    this.at = uniforms(gl, this.made, ["canvas", "grid", "size", "channels", "outlined", "colors", "limits", "pictures", "outlines"]);
+    this.at = uniforms(gl, this.made, ["canvas", "size", "channels", "layers", "pictureLine", "outlineLine", "outlined", "colors", "limits", "pictures", "outlines"]);
     this.array = gl.createVertexArray() as WebGLVertexArrayObject;
     gl.bindVertexArray(this.array);
     const corner = gl.getAttribLocation(this.made, "corner");
@@ -158,38 +135,34 @@ export class Compositor {
     this.shape = null;
   }
 
-  private sampling(target: number, way: number): void {
+  /** Puts whole numbers on the card; the length of a line. */
+  private upload(unit: number, texture: WebGLTexture, data: Uint8Array | Uint16Array): number {
     const gl = this.gl;
-    for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(target, side, gl.CLAMP_TO_EDGE);
-    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, filter, way);
+    const found = textureShape(data.length, gl.getParameter(gl.MAX_TEXTURE_SIZE) as number);
+    if (!found) throw new Error("These pictures are more than the graphics card takes: show fewer channels, or fewer cells a page.");
+    const [line, lines] = found;
+    const [kind, type] = data instanceof Uint16Array ? [gl.R16UI, gl.UNSIGNED_SHORT] : [gl.R8UI, gl.UNSIGNED_BYTE];
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    gl.activeTexture(gl.TEXTURE0 + unit);
+    gl.bindTexture(gl.TEXTURE_2D, texture);
+    const full = Math.floor(data.length / line);
+    if (full * line === data.length) gl.texImage2D(gl.TEXTURE_2D, 0, kind, line, lines, 0, gl.RED_INTEGER, type, data);
+    else {
+      gl.texImage2D(gl.TEXTURE_2D, 0, kind, line, lines, 0, gl.RED_INTEGER, type, null);
+      if (full) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, line, full, gl.RED_INTEGER, type, data);
+      gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, full, data.length - full * line, 1, gl.RED_INTEGER, type, data.subarray(full * line));
+    }
+    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
+    return line;
   }
 
   setPictures(p: Pictures): void {
-    const gl = this.gl;
     this.last = p;
-    if (!p.n || !p.c || gl.isContextLost()) {
-      this.shape = null;
-      return;
-    }
-    const [columns, rows] = atlasGrid(p.n, p.h, p.w);
-    const wide = p.data instanceof Uint16Array;
-    const c = Math.min(p.c, MOST_CHANNELS);
-    const layers = toAtlas(p.data, p.n, p.c, p.h, p.w, columns, rows, wide ? halfTable() : undefined);
-    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
-    gl.activeTexture(gl.TEXTURE0);
-    gl.bindTexture(gl.TEXTURE_2D_ARRAY, this.textures.pictures);
-    const used = layers.subarray(0, c * rows * columns * p.h * p.w);
-    if (wide) gl.texImage3D(gl.TEXTURE_2D_ARRAY, 0, gl.R16F, columns * p.w, rows * p.h, c, 0, gl.RED, gl.HALF_FLOAT, used);
-    else gl.texImage3D(gl.TEXTURE_2D_ARRAY, 0, gl.R8, columns * p.w, rows * p.h, c, 0, gl.RED, gl.UNSIGNED_BYTE, used);
-    this.sampling(gl.TEXTURE_2D_ARRAY, gl.LINEAR);
-    if (p.outline) {
-      const drawn = toAtlas(p.outline, p.n, 1, p.h, p.w, columns, rows);
-      gl.activeTexture(gl.TEXTURE1);
-      gl.bindTexture(gl.TEXTURE_2D, this.textures.outlines);
-      gl.texImage2D(gl.TEXTURE_2D, 0, gl.R8, columns * p.w, rows * p.h, 0, gl.RED, gl.UNSIGNED_BYTE, drawn);
-      this.sampling(gl.TEXTURE_2D, gl.NEAREST);
-    }
-    this.shape = { columns, rows, h: p.h, w: p.w, c, wide, outlined: p.outline !== null };
+    this.shape = null;
+    if (!p.n || !p.c || this.gl.isContextLost()) return;
+    const pictureLine = this.upload(0, this.textures.pictures, p.data);
+    const outlineLine = p.outline ? this.upload(1, this.textures.outlines, p.outline) : 0;
+    this.shape = { h: p.h, w: p.w, c: p.c, pictureLine, outlineLine };
   }
 
   /** Draws the pictures at their places, in CSS pixels of a canvas `width` wide. */
@@ -202,24 +175,23 @@ export class Compositor {
     if (!shape || !tiles.length) return;
     const colors = new Float32Array(MOST_CHANNELS * 3);
     const limits = new Float32Array(MOST_CHANNELS * 2).fill(1);
-    const top = shape.wide ? 65535 : 255;
-    channels.slice(0, shape.c).forEach((channel, k) => {
+    const mixed = channels.slice(0, Math.min(shape.c, MOST_CHANNELS));
+    mixed.forEach((channel, k) => {
       if (channel.on) colors.set(parseColor(channel.color).map((v) => v / 255), 3 * k);
-      limits.set([channel.low / top, channel.high / top], 2 * k);
+      limits.set([channel.low, channel.high], 2 * k);
     });
     gl.useProgram(this.made);
     gl.bindVertexArray(this.array);
     gl.activeTexture(gl.TEXTURE0);
-    gl.bindTexture(gl.TEXTURE_2D_ARRAY, this.textures.pictures);
+    gl.bindTexture(gl.TEXTURE_2D, this.textures.pictures);
     gl.activeTexture(gl.TEXTURE1);
     gl.bindTexture(gl.TEXTURE_2D, this.textures.outlines);
     gl.uniform1i(this.at["pictures"] as WebGLUniformLocation, 0);
     gl.uniform1i(this.at["outlines"] as WebGLUniformLocation, 1);
     gl.uniform2f(this.at["canvas"] as WebGLUniformLocation, width, height);
-    gl.uniform2f(this.at["grid"] as WebGLUniformLocation, shape.columns, shape.rows);
-    gl.uniform2f(this.at["size"] as WebGLUniformLocation, shape.w, shape.h);
-    gl.uniform1i(this.at["channels"] as WebGLUniformLocation, shape.c);
-    gl.uniform1i(this.at["outlined"] as WebGLUniformLocation, outlines && shape.outlined ? 1 : 0);
+    gl.uniform2i(this.at["size"] as WebGLUniformLocation, shape.w, shape.h);
+    const whole = { channels: mixed.length, layers: shape.c, pictureLine: shape.pictureLine, outlineLine: shape.outlineLine, outlined: outlines && shape.outlineLine ? 1 : 0 };
+    for (const [name, value] of Object.entries(whole)) gl.uniform1i(this.at[name] as WebGLUniformLocation, value);
     gl.uniform3fv(this.at["colors"] as WebGLUniformLocation, colors);
     gl.uniform2fv(this.at["limits"] as WebGLUniformLocation, limits);
     const places = new Float32Array(tiles.length * 5);

@@ -2,8 +2,9 @@
 
 import { parseColor } from "./colors.ts";
 import { Compositor } from "./compositor.ts";
-import { button, eachFrame, fitCanvas, h, iconButton } from "./dom.ts";
+import { button, eachFrame, fitCanvas, h, iconButton, NO_WEBGL } from "./dom.ts";
 import { takeLimits } from "./gallery.ts";
+import { ConnectionLost } from "./link.ts";
 import { UNLABELLED, type CellDetails } from "./protocol.ts";
 import type { State } from "./state.ts";
 
@@ -16,6 +17,12 @@ interface Shown {
   region: string;
   cells: Uint32Array; // row + 1, 0 between cells
   outline: HTMLCanvasElement;
+}
+
+/** First pixel and number of pixels of a stretch around a middle, as far as it lies in an image. */
+export function within(middle: number, length: number, size: number): [number, number] {
+  const first = Math.max(0, Math.round(middle - length / 2));
+  return [first, Math.min(size, Math.round(middle - length / 2) + Math.ceil(length)) - first];
 }
 
 export class ContextPane {
@@ -34,6 +41,7 @@ export class ContextPane {
   private scale = 0.5; // full-resolution pixels per CSS pixel
   private region = "";
   private details: CellDetails | null = null;
+  private trouble = ""; // why there is no picture
   private asked = 0;
   private timer = 0;
   private redraw = eachFrame(() => this.draw());
@@ -65,15 +73,21 @@ export class ContextPane {
     state.on(["hello"], () => this.explain());
     state.on(["channels"], () => this.loadSoon());
     state.on(["looks", "outlines"], () => this.redraw());
-    state.on(["labels", "classes"], () => this.trace());
+    state.on(["labels", "classes"], eachFrame(() => this.trace()));
     this.explain();
   }
 
   private explain(): void {
     const { hello, current } = this.state;
-    const text = !hello ? "" : !hello.has_image ? "This store has no image: label in the map." : current < 0 ? "Choose a cell to see it in its tissue." : "";
+    const text = !hello ? "" : !hello.has_image ? "This store has no image: label in the map." : !this.compositor ? NO_WEBGL
+      : current < 0 ? "Choose a cell to see it in its tissue." : this.trouble;
     this.note.textContent = text;
     this.note.hidden = !text;
+  }
+
+  close(): void {
+    window.clearTimeout(this.timer);
+    this.compositor?.close();
   }
 
   private async describe(): Promise<void> {
@@ -132,24 +146,49 @@ export class ContextPane {
     const { state } = this;
     const [width, height] = [this.stage.clientWidth, this.stage.clientHeight];
     if (!state.hello?.has_image || !this.region || width < 2 || !this.compositor) return;
-    const asked = ++this.asked;
     const channels = state.hello.rgb ? null : state.looks.filter((look) => look.on).map((look) => look.index);
     const [h2, w2] = [height * this.scale * 1.3, width * this.scale * 1.3]; // a margin, so that small moves need no answer
-    const box = { y: Math.round(this.center[0] - h2 / 2), x: Math.round(this.center[1] - w2 / 2), h: Math.ceil(h2), w: Math.ceil(w2) };
-    const px = Math.min(1024, Math.ceil(Math.max(h2, w2) / Math.min(1, this.scale) / 1));
+    const [tall, across] = this.extent;
+    const [y, tallBox] = within(this.center[0], h2, tall);
+    const [x, acrossBox] = within(this.center[1], w2, across);
+    if (tallBox < 1 || acrossBox < 1) return;
+    const asked = ++this.asked;
+    const px = Math.min(1024, Math.ceil(Math.max(h2, w2) / Math.min(1, this.scale)));
     const region = this.region;
-    state.link.request("context", { region, ...box, px: Math.max(16, px), channels }).then(({ header, buffers }) => {
+    state.link.request("context", { region, y, x, h: tallBox, w: acrossBox, px: Math.max(16, px), channels }).then(({ header, buffers }) => {
       if (asked !== this.asked) return;
       const [c, rows, columns] = [Number(header["c"]), Number(header["h"]), Number(header["w"])];
       const wide = header["dtype"] === "u2";
       const data = wide ? new Uint16Array(buffers[0] as ArrayBuffer) : new Uint8Array(buffers[0] as ArrayBuffer);
       this.channels = (header["channels"] as number[] | undefined) ?? channels ?? [0, 1, 2];
-      takeLimits(state, this.channels, header["limits"] as [number, number][] | undefined, wide);
+      takeLimits(state, this.channels, header["limits"] as [number, number][] | undefined, wide, header["range"] as [number, number][] | null | undefined);
       this.compositor?.setPictures({ data, n: rows && columns ? 1 : 0, c, h: rows, w: columns, outline: null });
       const cells = buffers[1]?.byteLength ? new Uint32Array(buffers[1]) : new Uint32Array(rows * columns);
       this.shown = { y: Number(header["y"]), x: Number(header["x"]), h: rows, w: columns, scale: Number(header["scale"]), region, cells, outline: h("canvas") };
+      this.say("");
       this.trace();
-    }).catch((error) => state.fail("The tissue could not be loaded", error));
+    }).catch((error) => {
+      if (asked !== this.asked || error instanceof ConnectionLost) return;
+      this.shown = null;
+      this.say(error instanceof Error ? error.message : String(error));
+    });
+  }
+
+  private say(trouble: string): void {
+    this.trouble = trouble;
+    this.explain();
+    this.redraw();
+  }
+
+  /** Rows and columns of the image of this region. */
+  private get extent(): [number, number] {
+    const region = this.state.hello.regions.find(({ name }) => name === this.region);
+    return region ? [region.height, region.width] : [Infinity, Infinity];
+  }
+
+  /** Nobody gets lost beside the tissue. */
+  private stay(): void {
+    this.center = this.extent.map((size, k) => Math.max(0, Math.min(size, this.center[k] as number))) as [number, number];
   }
 
   /** Draws the outlines of all cells of the piece shown, once for each change of labels. */
@@ -183,7 +222,7 @@ export class ContextPane {
 
   private draw(): void {
     const [width, height] = [this.stage.clientWidth, this.stage.clientHeight];
-    if (width < 2 || height < 2) return;
+    if (width < 2 || height < 2 || !this.state.hello?.has_image) return;
     fitCanvas(this.canvas, width, height);
     fitCanvas(this.over, width, height);
     const g = this.over.getContext("2d") as CanvasRenderingContext2D;
@@ -203,6 +242,7 @@ export class ContextPane {
     const cell = this.details;
     if (cell && cell.x !== null && cell.y !== null && cell.region === this.region) {
       const [x, y] = [width / 2 + (cell.x - this.center[1]) / this.scale, height / 2 + (cell.y - this.center[0]) / this.scale];
+      if (cell.row === this.state.current && x >= 0 && y >= 0 && x < width && y < height) this.state.seen.add(cell.row);
       const radius = Math.max(10, (this.state.hello.patch_px || 32) / 2 / this.scale);
       for (const [line, color] of [[4, "#000000"], [2, "#ffffff"]] as const) {
         g.lineWidth = line;
@@ -225,6 +265,7 @@ export class ContextPane {
     this.center[1] += (px - width / 2) * (this.scale - next);
     this.center[0] += (py - height / 2) * (this.scale - next);
     this.scale = next;
+    this.stay();
     this.loadSoon();
   }
 
@@ -257,9 +298,11 @@ export class ContextPane {
       const now = at(event);
       moved += Math.hypot(now[0] - last[0], now[1] - last[1]);
       this.center = [this.center[0] - (now[1] - last[1]) * this.scale, this.center[1] - (now[0] - last[0]) * this.scale];
+      this.stay();
       last = now;
       this.loadSoon();
     });
+    this.over.addEventListener("pointercancel", () => (last = null));
     this.over.addEventListener("pointerup", (event) => {
       const from = last;
       last = null;

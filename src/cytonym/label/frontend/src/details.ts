@@ -1,6 +1,6 @@
 // Beside the tissue: what is known of the current cell, and the channels.
 
-import { h, fill, iconButton } from "./dom.ts";
+import { h, fill, iconButton, short } from "./dom.ts";
 import { UNLABELLED, type CellDetails } from "./protocol.ts";
 import { MOST_CHANNELS } from "./compositor.ts";
 import type { Look, State } from "./state.ts";
@@ -12,7 +12,13 @@ const when = (text: unknown): string => {
 
 export class SidePane {
   readonly element: HTMLElement;
-  private cell = h("div", { class: "scroll", role: "tabpanel", "aria-label": "Cell" });
+  private none = h("p", { class: "quiet" }, "No cell chosen. Arrows move through the gallery; a click in the map or the tissue chooses one cell.");
+  private facts = h("div", {});
+  private note = h("textarea", { rows: "2", maxlength: "10000", "aria-label": "Note on this cell", placeholder: "Note on this cell" }); // made once: news must not take it away from who types in it
+  private rest = h("div", {});
+  private cell = h("div", { class: "scroll", role: "tabpanel", "aria-label": "Cell" }, this.none, this.facts, this.note, this.rest);
+  private noteRow = -1;
+  private noted = ""; // as it is stored
   private channels = h("div", { class: "scroll", role: "tabpanel", "aria-label": "Channels" });
   private tabs: HTMLButtonElement[];
   private find = "";
@@ -22,6 +28,7 @@ export class SidePane {
     const tab = (name: string, k: number): HTMLButtonElement => h("button", { type: "button", class: "tab", role: "tab", onclick: () => this.open(k) }, name);
     this.tabs = [tab("Cell", 0), tab("Channels", 1)];
     this.element = h("section", { class: "pane side", "aria-label": "Details" }, h("div", { class: "bar" }, h("div", { class: "tabs", role: "tablist" }, ...this.tabs)), this.cell, this.channels);
+    this.note.addEventListener("change", () => this.keepNote());
     this.open(0);
     this.show(null);
     state.on(["hello", "channels"], () => this.listChannels());
@@ -39,12 +46,11 @@ export class SidePane {
   }
 
   show(cell: CellDetails | null): void {
-    if (!cell) {
-      fill(this.cell, h("p", { class: "quiet" }, "No cell chosen. Arrows move through the gallery; a click in the map or the tissue chooses one cell."));
-      return;
-    }
+    this.none.hidden = cell !== null;
+    for (const part of [this.facts, this.note, this.rest]) part.hidden = cell === null;
+    this.showNote(cell);
+    if (!cell) return;
     const { state } = this;
-    const row = state.current;
     const swatch = (code: number): HTMLElement | null => {
       const color = state.classOf(code)?.color;
       return color ? h("span", { class: "swatch", style: { background: color } }) : null;
@@ -52,27 +58,45 @@ export class SidePane {
     const bars = (pairs: [string, number | null, string | null][], most: number): HTMLElement => h("div", { class: "bars" }, ...pairs.flatMap(([name, value, color]) => [
       h("span", { class: "ellipsis", title: name }, name),
       h("span", { class: "track" }, h("span", { class: "fill", style: { width: `${value === null || most <= 0 ? 0 : Math.max(0, Math.min(100, (100 * value) / most))}%`, ...(color ? { background: color } : {}) } })),
-      h("span", { class: "number" }, value === null ? "–" : Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(2)),
+      h("span", { class: "number" }, value === null ? "–" : short(value)),
     ]));
-    const note = h("textarea", { rows: "2", "aria-label": "Note on this cell", placeholder: "Note on this cell" });
-    note.value = cell.note ?? "";
-    note.addEventListener("change", () => {
-      void state.command("note", "The note was not stored", { row, text: note.value }).then((answer) => answer && state.notify("done", "Note stored."));
-    });
     const probabilities = [...(cell.probabilities ?? [])].sort((a, b) => b[1] - a[1]).slice(0, 5);
     const markers = cell.markers ?? [];
     const most = Math.max(...markers.map((m) => Math.abs(m[1] ?? 0)), 0);
-    fill(this.cell,
+    fill(this.facts,
       h("div", { class: "headline" }, h("strong", { class: "ellipsis", title: cell.name }, cell.name), h("span", { class: "quiet ellipsis" }, `${cell.region} · ${cell.instance}`)),
       h("div", { class: "facts" },
         h("span", { class: "quiet" }, "Label"), h("span", {}, swatch(cell.label), state.nameOf(cell.label), cell.by && cell.label !== UNLABELLED ? h("span", { class: "quiet" }, ` by ${cell.by}, ${when(cell.time)}`) : null),
         h("span", { class: "quiet" }, "Suggestion"), h("span", {}, cell.prediction >= 0 ? swatch(cell.prediction) : null, cell.prediction >= 0 ? state.nameOf(cell.prediction) : "none yet")),
-      probabilities.length ? bars(probabilities.map(([id, p]) => [state.nameOf(id), p, state.classOf(id)?.color ?? null]), 1) : null,
-      note,
+      probabilities.length ? bars(probabilities.map(([id, p]) => [state.nameOf(id), p, state.classOf(id)?.color ?? null]), 1) : null);
+    fill(this.rest,
       markers.length ? h("h3", {}, "Markers") : null, markers.length ? bars([...markers].sort((a, b) => (b[1] ?? -Infinity) - (a[1] ?? -Infinity)).map(([name, v]) => [name, v, null]), most) : null,
       cell.history?.length ? h("h3", {}, "History") : null,
       cell.history?.length ? h("ul", { class: "history" }, ...[...cell.history].reverse().map((entry) => h("li", { class: entry["undone"] ? "undone" : "" }, h("span", { class: "quiet" }, `${when(entry["time"])} `), `${String(entry["by"] ?? "")}: `, typeof entry["label"] === "number" ? state.nameOf(entry["label"]) : String(entry["label"] ?? entry["text"] ?? entry["kind"] ?? ""), entry["source"] ? h("span", { class: "quiet" }, ` (${String(entry["source"])})`) : null))) : null,
     );
+  }
+
+  /** The stored note of a cell, unless another text is being typed for it. */
+  private showNote(cell: CellDetails | null): void {
+    const row = cell?.row ?? -1;
+    const typing = this.note.value !== this.noted;
+    if (row === this.noteRow && typing) return;
+    this.keepNote();
+    this.noteRow = row;
+    this.note.value = this.noted = cell?.note ?? "";
+  }
+
+  private keepNote(): void {
+    const { state, noteRow: row } = this;
+    const text = this.note.value;
+    if (row < 0 || text === this.noted) return;
+    const before = this.noted;
+    this.noted = text;
+    void state.command("note", "The note was not stored", { row, text }).then((answer) => {
+      if (answer) return state.notify("done", "Note stored.");
+      if (row === this.noteRow) this.noted = before;
+      if (state.connection !== "open") state.notify("error", `There is no connection: the note “${text.slice(0, 60)}” was not stored.`);
+    });
   }
 
   // ---- channels
@@ -139,7 +163,8 @@ export class SidePane {
       }
       low.value = String(look.low);
       high.value = String(look.high);
-      range.textContent = look.max ? `${Math.round(look.low)} – ${Math.round(look.high)}` : "";
+      const told = (value: number): string => (look.range ? short(look.range[0] + (value / 65535) * (look.range[1] - look.range[0])) : String(Math.round(value)));
+      range.textContent = look.max ? `${told(look.low)} – ${told(look.high)}` : "";
     };
     update();
     this.rows.set(look.index, update);

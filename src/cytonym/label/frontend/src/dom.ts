@@ -65,8 +65,13 @@ export function iconButton(icon: keyof typeof ICONS, title: string, onclick: () 
   return element;
 }
 
+export const NO_WEBGL = "This browser shows no pictures here: it offers no WebGL2, or has it switched off. Labels can still be given.";
+
 const NUMBER = new Intl.NumberFormat("en");
 export const count = (n: number): string => NUMBER.format(n);
+
+/** A measured value in few characters. */
+export const short = (value: number): string => (Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(2))));
 
 /** The size of a canvas in device pixels follows its element; says whether it changed. */
 export function fitCanvas(canvas: HTMLCanvasElement, width: number, height: number): boolean {

@@ -2,7 +2,7 @@
 
 import { textOn } from "./colors.ts";
 import { Compositor, type Tile } from "./compositor.ts";
-import { button, count, eachFrame, fill, fitCanvas, h, iconButton, select, setOptions } from "./dom.ts";
+import { button, count, eachFrame, fill, fitCanvas, h, iconButton, NO_WEBGL, select, setOptions } from "./dom.ts";
 import { CLASS_KEYS } from "./keys.ts";
 import type { Offer } from "./offer.ts";
 import { UNLABELLED, UNSURE } from "./protocol.ts";
@@ -37,6 +37,7 @@ export class Gallery {
   private dragFrom: [number, number] | null = null;
   private dragTo: [number, number] | null = null;
   private redraw = eachFrame(() => this.draw());
+  private remark = eachFrame(() => this.drawOver());
   dark = false;
 
   constructor(private state: State) {
@@ -79,10 +80,15 @@ export class Gallery {
       void this.arrange(false);
     });
     state.on(["channels"], () => this.load());
-    state.on(["labels", "picks", "classes", "looks", "pending", "outlines", "theme", "model"], () => this.redraw());
+    state.on(["looks", "outlines"], () => this.redraw());
+    state.on(["labels", "picks", "classes", "pending", "theme", "model"], () => this.remark());
     state.on(["picks", "set"], () => this.say());
     state.on(["current"], () => this.follow());
     this.explain();
+  }
+
+  close(): void {
+    this.compositor?.close();
   }
 
   // ---- order and pages
@@ -94,23 +100,21 @@ export class Gallery {
 
   private async arrange(keepPage: boolean): Promise<void> {
     const state = this.state;
-    const set = state.set;
+    const { set } = state;
+    const { sort } = this;
     let values: ArrayLike<number> | null = null;
     let sign = 1;
-    if (this.sort === "label") values = state.codes;
-    else if (this.sort === "prediction") values = state.prediction;
-    else if (this.sort.startsWith("confidence")) {
+    if (sort === "label") values = state.codes;
+    else if (sort === "prediction") values = state.prediction;
+    else if (sort.startsWith("confidence")) {
       values = state.confidence;
-      if (this.sort === "confidence") sign = -1;
-    } else if (this.sort !== "found") {
-      values = (await state.column(this.sort))?.values ?? null;
+      if (sort === "confidence") sign = -1;
+    } else if (sort !== "found") {
+      values = (await state.column(sort))?.values ?? null;
       sign = -1;
-      if (set !== state.set) return;
+      if (set !== state.set || sort !== this.sort) return; // other cells, or another order, were chosen meanwhile
     }
-    this.order = set;
-    if (values) {
-      this.order = sortedBy(set, values, sign);
-    }
+    this.order = values ? sortedBy(set, values, sign) : set;
     state.order = this.order;
     if (!keepPage && this.order.length) state.setCurrent(this.order[0] as number);
     this.toPage(keepPage ? 0 : this.page);
@@ -144,6 +148,7 @@ export class Gallery {
     const rows = this.rowsOfPage().slice();
     this.places = new Map(Array.from(rows, (row, k) => [row, k]));
     this.explain();
+    const asked = ++this.asked;
     if (!rows.length || !state.hello.has_image || !this.compositor) {
       this.loaded = rows;
       state.seen.addAll(rows);
@@ -151,7 +156,6 @@ export class Gallery {
       this.redraw();
       return;
     }
-    const asked = ++this.asked;
     const start = performance.now();
     const channels = state.hello.rgb ? null : state.looks.filter((look) => look.on).map((look) => look.index);
     state.link.request("gallery", { channels }, [rows]).then(({ header, buffers }) => {
@@ -160,7 +164,7 @@ export class Gallery {
       const [n, c, side] = [Number(header["n"]), Number(header["c"]), Number(header["size"])];
       const data = header["dtype"] === "u2" ? new Uint16Array(buffers[0] as ArrayBuffer) : new Uint8Array(buffers[0] as ArrayBuffer);
       const outline = header["mask"] && buffers[1]?.byteLength ? new Uint8Array(buffers[1]) : null;
-      takeLimits(state, (header["channels"] as number[] | undefined) ?? channels, header["limits"] as [number, number][], header["dtype"] === "u2");
+      takeLimits(state, (header["channels"] as number[] | undefined) ?? channels, header["limits"] as [number, number][], header["dtype"] === "u2", header["range"] as [number, number][] | null | undefined);
       this.compositor?.setPictures({ data, n, c, h: side, w: side, outline });
       this.shownChannels = (header["channels"] as number[] | undefined) ?? channels ?? [0, 1, 2];
       this.loaded = rows;
@@ -197,31 +201,35 @@ export class Gallery {
     this.draw();
   }
 
+  /** The pictures, and what is drawn over them. */
   private draw(): void {
     const [width, height] = [this.scroller.clientWidth, this.scroller.clientHeight];
     if (width < 2 || height < 2) return;
-    const state = this.state;
     this.sheet.style.width = `${width}px`;
     this.sheet.style.height = `${height}px`;
     fitCanvas(this.canvas, width, height);
-    fitCanvas(this.over, width, height);
-    const top = this.scroller.scrollTop;
-    const rows = this.rowsOfPage();
-    const loadedPlaces = this.loaded;
-    const tiles: Tile[] = [];
-    const shown: [number, number, number][] = [];
-    for (let k = 0; k < rows.length; k++) {
-      const [x, y] = this.place(k);
-      if (y - top > height || y - top + this.pitch < 0) continue;
-      shown.push([rows[k] as number, x, y - top]);
-      if (loadedPlaces[k] === rows[k]) tiles.push({ index: k, x: x + FRAME, y: y - top + FRAME, w: this.side, h: this.side });
-    }
-    const looks = this.shownChannels.map((index) => state.looks[index]).filter((look) => look !== undefined);
-    this.compositor?.draw(tiles, looks, state.outlines, width, height);
-    this.drawOver(shown, width, height);
+    const tiles: Tile[] = this.inSight(height).filter(([row, , , k]) => this.loaded[k] === row)
+      .map(([, x, y, k]) => ({ index: k, x: x + FRAME, y: y + FRAME, w: this.side, h: this.side }));
+    const looks = this.shownChannels.map((index) => this.state.looks[index]).filter((look) => look !== undefined);
+    this.compositor?.draw(tiles, looks, this.state.outlines, width, height);
+    this.drawOver();
   }
 
-  private drawOver(shown: [number, number, number][], width: number, height: number): void {
+  /** Row, corner and place on the page of the cells that are in sight. */
+  private inSight(height: number): [number, number, number, number][] {
+    const top = this.scroller.scrollTop;
+    const found: [number, number, number, number][] = [];
+    this.rowsOfPage().forEach((row, k) => {
+      const [x, y] = this.place(k);
+      if (y - top <= height && y - top + this.pitch >= 0) found.push([row, x, y - top, k]);
+    });
+    return found;
+  }
+
+  private drawOver(): void {
+    const [width, height] = [this.scroller.clientWidth, this.scroller.clientHeight];
+    if (width < 2 || height < 2) return;
+    fitCanvas(this.over, width, height);
     const state = this.state;
     const ratio = this.over.width / width;
     const g = this.over.getContext("2d") as CanvasRenderingContext2D;
@@ -231,8 +239,8 @@ export class Gallery {
     const none = this.dark ? "#39414d" : "#d5d9de";
     const ink = this.dark ? "#ffffff" : "#000000";
     const colorOf = (code: number): string => state.classOf(code)?.color ?? (code === UNLABELLED ? none : ink);
-    const someWait = state.pending.size + state.unconfirmed.length > 0;
-    for (const [row, x, y] of shown) {
+    const someWait = state.pending.size + state.unsent.cells > 0;
+    for (const [row, x, y] of this.inSight(height)) {
       const code = state.codes[row] as number;
       const guess = state.prediction ? (state.prediction[row] as number) : -1;
       const frame = (inset: number, line: number, color: string): void => {
@@ -314,7 +322,7 @@ export class Gallery {
 
   private explain(): void {
     const state = this.state;
-    const text = !state.hello ? "" : !this.order.length
+    const text = !state.hello ? "" : !this.compositor && state.hello.has_image ? NO_WEBGL : !this.order.length
       ? `No cells chosen yet. Drag a lasso on the map, press ${state.model ? "o for a page of suggestions, " : ""}n for the next cells of the queue, or v for all cells in view.`
       : "";
     this.empty.textContent = text;
@@ -362,7 +370,7 @@ export class Gallery {
       this.live.textContent = `${at >= 0 ? `Cell ${at + 1} of ${this.order.length}` : "Cell"}: ${this.state.nameOf(codes[current] as number)}${guess >= 0 ? `, suggested ${this.state.nameOf(guess)}${sure}` : ""}${reason ? `, ${reason}` : ""}`;
     }
     this.say();
-    this.redraw();
+    this.remark();
   }
 
   // ---- picking
@@ -426,7 +434,7 @@ export class Gallery {
       const now = at(event);
       if (this.dragTo || Math.hypot(now[0] - this.dragFrom[0], now[1] - this.dragFrom[1]) > 5) {
         this.dragTo = now;
-        this.redraw();
+        this.remark();
       }
     });
     this.over.addEventListener("pointerup", (event) => {
@@ -458,6 +466,10 @@ export class Gallery {
         });
       });
     });
+    this.over.addEventListener("pointercancel", () => {
+      this.dragFrom = this.dragTo = null;
+      this.remark();
+    });
     this.over.addEventListener("dblclick", (event) => {
       const row = this.rowAt(...at(event));
       if (row >= 0 && !this.state.offer) this.state.single(row);
@@ -487,11 +499,14 @@ export function sortedBy(rows: Uint32Array, values: ArrayLike<number>, sign: num
 }
 
 /** Display limits of channels, from the first answer that tells them; what the user has set stays. */
-export function takeLimits(state: State, channels: number[] | null, limits: [number, number][] | undefined, wide: boolean): void {
+export function takeLimits(state: State, channels: number[] | null, limits: [number, number][] | undefined, wide: boolean, ranges?: [number, number][] | null): void {
   let changed = false;
   limits?.forEach(([low, high], k) => {
     const look = state.looks[channels ? (channels[k] as number) : k];
-    if (!look || look.max > 0) return;
+    if (!look) return;
+    changed ||= String(look.range ?? "") !== String(ranges?.[k] ?? "");
+    look.range = ranges?.[k] ?? null;
+    if (look.max > 0) return;
     look.low = state.hello.rgb ? 0 : low;
     look.high = state.hello.rgb ? 255 : Math.max(high, low + 1);
     look.max = Math.min(wide ? 65535 : 255, Math.max(look.high * 2, look.low + 2));

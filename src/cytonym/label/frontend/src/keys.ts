@@ -31,6 +31,13 @@ const ALTED: { [key: string]: Action } = {
   ArrowLeft: "panLeft", ArrowRight: "panRight", ArrowUp: "panUp", ArrowDown: "panDown",
 };
 
+/** What goes on as long as its key is held; everything else is done once, so that no key labels cells that nobody has looked at. */
+const HELD = new Set<Action>([
+  "left", "right", "up", "down", "extendLeft", "extendRight", "pageNext", "pageBack", "zoomIn", "zoomOut", "panLeft", "panRight", "panUp", "panDown",
+]);
+
+export const goesOn = (command: Command): boolean => "action" in command && HELD.has(command.action);
+
 /** What a key asks for, or null. Letters count the same with caps lock on. */
 export function commandFor(event: KeyLike): Command | null {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;

@@ -12,7 +12,11 @@ export class LearnPane {
   private numbers = h("div", { class: "numbers" });
   private meter = h("div", { class: "meter", role: "progressbar", "aria-label": "Labelled cells", "aria-valuemin": "0", "aria-valuemax": "100" }, h("span", {}));
   private model = h("p", { class: "model" });
-  private job = h("div", { class: "job", hidden: true, role: "status" });
+  private jobName = h("span", { class: "ellipsis" });
+  private jobFill = h("span", { class: "fill" });
+  private jobShare = h("span", { class: "number" });
+  private job = h("div", { class: "job", hidden: true }, this.jobName, h("span", { class: "track" }, this.jobFill), this.jobShare,
+    button("Cancel", "Cancel the job", () => void this.state.command("cancel", "The job could not be cancelled")));
   private table = h("div", { class: "precision" });
   private hint = h("p", { class: "hint", hidden: true });
   private retrain: HTMLButtonElement;
@@ -114,7 +118,8 @@ export class LearnPane {
     this.job.hidden = !running;
     if (!job || !running) return;
     const share = job.total ? job.done / job.total : 0;
-    fill(this.job, h("span", { class: "ellipsis" }, `${job.name}${job.text ? `: ${job.text}` : ""}`), h("span", { class: "track" }, h("span", { class: "fill", style: { width: wide(share) } })),
-      h("span", { class: "number" }, percent(share)), button("Cancel", `Cancel: ${job.name}`, () => void this.state.command("cancel", "The job could not be cancelled")));
+    this.jobName.textContent = `${job.name}${job.text ? `: ${job.text}` : ""}`;
+    this.jobFill.style.width = wide(share);
+    this.jobShare.textContent = percent(share);
   }
 }

@@ -14,7 +14,11 @@ export interface Transport {
 }
 
 /** The connection went while the answer was outstanding: whether the request was carried out is not known. */
-export class ConnectionLost extends Error {}
+export class ConnectionLost extends Error {
+  constructor(message: string, readonly request = -1) {
+    super(message);
+  }
+}
 
 interface Waiting {
   resolve: (reply: Reply) => void;
@@ -24,6 +28,7 @@ interface Waiting {
 export class Link {
   onPush: (header: Header, buffers: ArrayBuffer[]) => void = () => {};
   onState: (state: ConnectionState, why: string) => void = () => {};
+  onLate: (request: number, reply: Reply) => void = () => {}; // an answer after the connection was given up
   state: ConnectionState = "lost";
   private waiting = new Map<number, Waiting>();
   private next = Math.floor(Math.random() * 2 ** 40); // two views of one notebook model hear each other's answers
@@ -58,7 +63,7 @@ export class Link {
         this.transport.send({ id, type, ...fields }, buffers);
       } catch (error) {
         this.waiting.delete(id);
-        reject(new ConnectionLost(String(error)));
+        reject(new ConnectionLost(String(error), id));
       }
     });
   }
@@ -71,20 +76,24 @@ export class Link {
     }
     const waiting = this.waiting.get(id);
     this.waiting.delete(id);
-    if (!waiting) return;
-    if (header["ok"] === false) waiting.reject(new Error(String(header["error"] ?? "The server gave no reason.")));
+    if (!waiting) this.onLate(id, { header, buffers });
+    else if (header["ok"] === false) waiting.reject(new Error(String(header["error"] ?? "The server gave no reason.")));
     else waiting.resolve({ header, buffers });
   }
 
   private drop(why: string): void {
-    const waiting = [...this.waiting.values()];
+    const waiting = [...this.waiting];
     this.waiting.clear();
-    for (const { reject } of waiting) reject(new ConnectionLost(why));
+    for (const [id, { reject }] of waiting) reject(new ConnectionLost(why, id));
   }
 }
 
+const PROBE = -1; // an answer that nobody waits for
+const PATIENCE_MS = 5000; // for an answer, then for one to a small question
+
 /** The part of a notebook's widget model that is used. */
 export interface WidgetModel {
+  comm_live?: boolean;
   send(content: unknown, callbacks?: unknown, buffers?: unknown[]): void;
   on(name: string, callback: (...args: never[]) => void): void;
   off(name: string, callback?: ((...args: never[]) => void) | null): void;
@@ -93,29 +102,75 @@ export interface WidgetModel {
 export class ModelTransport implements Transport {
   onMessage: Transport["onMessage"] = () => {};
   onState: Transport["onState"] = () => {};
-  private listener = (content: Header, buffers: (ArrayBuffer | ArrayBufferView)[] = []): void =>
+  private asked = new Set<unknown>(); // not answered yet
+  private timer = 0;
+  private lost = false;
+  private listener = (content: Header, buffers: (ArrayBuffer | ArrayBufferView)[] = []): void => {
+    this.asked.delete(content["re"]);
+    this.wait(this.asked.size ? () => this.probe() : null);
+    if (this.lost) this.open(false);
     this.onMessage(content, buffers.map(ownBuffer));
+  };
+  private live = (): void => {
+    if (this.model.comm_live === false) this.lose();
+    else this.probe(); // anywidget does not tell which way it changed
+  };
 
   constructor(private model: WidgetModel) {}
 
-  open(): void {
-    this.model.on("msg:custom", this.listener as never);
+  open(listen = true): void {
+    if (listen) {
+      this.model.on("msg:custom", this.listener as never);
+      this.model.on("comm_live_update", this.live as never);
+    }
+    this.lost = false;
     this.onState("open", "");
   }
 
   send(header: Header, buffers: ArrayBufferView[]): void {
     this.model.send(header, undefined, buffers.map((b) => new DataView(b.buffer, b.byteOffset, b.byteLength)));
+    this.asked.add(header["id"]);
+    if (!this.timer) this.wait(() => this.probe());
   }
 
   close(): void {
+    this.wait(null);
     this.model.off("msg:custom", this.listener as never);
+    this.model.off("comm_live_update", this.live as never);
   }
 
   retry(): void {
-    this.onState("open", "");
+    this.probe();
+  }
+
+  /** A large answer may take its time, but not one to a small question: a kernel that gives none is busy or gone. */
+  private probe(): void {
+    try {
+      this.model.send({ id: PROBE, type: "cell", row: 0 });
+    } catch {
+      return this.lose();
+    }
+    this.wait(() => this.lose());
+  }
+
+  private lose(): void {
+    this.asked.clear();
+    this.wait(() => this.probe());
+    if (this.lost) return;
+    this.lost = true;
+    this.onState("lost", "The notebook's kernel does not answer: it is busy, or it was restarted. In that case run the cell again.");
+  }
+
+  private wait(then: (() => void) | null): void {
+    window.clearTimeout(this.timer);
+    this.timer = then ? window.setTimeout(() => {
+      this.timer = 0;
+      then();
+    }, PATIENCE_MS) : 0;
   }
 }
 
+const WRONG_TOKEN = 4403;
 const WAITS = [0.5, 1, 2, 4, 8]; // seconds between tries
 
 export class SocketTransport implements Transport {
@@ -148,7 +203,7 @@ export class SocketTransport implements Transport {
     socket.onclose = (event: CloseEvent) => {
       if (this.socket !== socket || this.ended) return;
       this.socket = null;
-      if (event.code === 1008 || event.code === 4403) {
+      if (event.code === WRONG_TOKEN) {
         this.ended = true;
         this.onState("closed", "The server refused this page: open the address that it printed, with its token.");
         return;

@@ -1,7 +1,7 @@
 // The map: cells in the embedding or in the tissue, lasso, zoom, colouring.
 
 import { classTable, scaleTable, scaleColor, hexColor, THEMES } from "./colors.ts";
-import { count, eachFrame, fitCanvas, h, fill, iconButton, select, setOptions } from "./dom.ts";
+import { count, eachFrame, fitCanvas, h, fill, iconButton, NO_WEBGL, select, setOptions, short } from "./dom.ts";
 import { lassoRows, nearestPoint, type Polygon } from "./lasso.ts";
 import { densityImage, PointRenderer, type View } from "./points.ts";
 import { FILTERS, type Filter, type State } from "./state.ts";
@@ -20,6 +20,7 @@ export class MapPane {
   private tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Map" });
   private colorMenu: HTMLSelectElement;
   private filterMenu: HTMLSelectElement;
+  private empty = h("div", { class: "empty", hidden: true });
   private legend = h("div", { class: "legend", hidden: true });
   private info = h("span", { class: "quiet info" });
   private renderer: PointRenderer | null = null;
@@ -50,7 +51,7 @@ export class MapPane {
     this.filterMenu = select("Show", FILTERS.map((f) => [f, f === "all" ? "all cells" : f]), "all", (value) => state.setFilter(value as Filter));
     this.tools = iconButton("move", "Drag moves the map instead of drawing a lasso", () => this.setMode(this.mode === "lasso" ? "move" : "lasso"), { "aria-pressed": "false" });
     this.stage = h("div", { class: "stage", tabindex: "0", role: "application", "aria-label": "Map of the cells. Drag for a lasso; v shows the cells in view; Alt and arrows move it; plus and minus zoom." },
-      this.canvas, this.over, this.legend, h("div", { class: "tools" }, this.tools,
+      this.canvas, this.over, this.empty, this.legend, h("div", { class: "tools" }, this.tools,
         iconButton("plus", "Zoom in (+)", () => this.zoom(1 / 1.5)), iconButton("minus", "Zoom out (−)", () => this.zoom(1.5)),
         iconButton("fit", "Show everything (Home)", () => this.fit())));
     this.element = h("section", { class: "pane map", "aria-label": "Map" },
@@ -60,10 +61,14 @@ export class MapPane {
       this.renderer = new PointRenderer(this.canvas);
     } catch (error) {
       state.fail("The map cannot be drawn", error);
+      this.empty.textContent = NO_WEBGL;
+      this.empty.hidden = false;
     }
     this.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     this.canvas.addEventListener("webglcontextrestored", () => {
       this.renderer?.create();
+      if (state.points) this.renderer?.setPoints(state.points);
+      this.renderer?.setChosen(state.set);
       this.upload();
     });
     this.listen();
@@ -78,6 +83,12 @@ export class MapPane {
     });
     state.on(["set"], () => this.chosen());
     state.on(["current", "picks"], () => this.drawOver());
+  }
+
+  close(): void {
+    window.clearTimeout(this.rebinTimer);
+    window.clearTimeout(this.recolorTimer);
+    this.renderer?.close();
   }
 
   setTheme(dark: boolean): void {
@@ -109,12 +120,12 @@ export class MapPane {
     const state = this.state;
     this.menus();
     const points = state.points;
-    if (!this.renderer || !points) {
+    if (!points) {
       this.info.textContent = state.hello.n ? "There is no map: the gallery's queue still works." : "There are no cells.";
       return;
     }
     if (this.shownMap) this.views.set(this.shownMap, { ...this.view });
-    this.renderer.setPoints(points);
+    this.renderer?.setPoints(points);
     const kept = this.views.get(state.map);
     this.shownMap = state.map;
     if (kept) this.view = kept;
@@ -151,9 +162,8 @@ export class MapPane {
       fill(this.legend, h("span", { class: "swatch", style: { background: AGREES } }), "agrees", h("span", { class: "swatch", style: { background: DIFFERS } }), "discordant");
     } else if (scale) {
       const steps = [0, 0.25, 0.5, 0.75, 1].map((t) => hexColor(scaleColor(t))).join(", ");
-      const number = (v: number): string => (Math.abs(v) >= 100 ? v.toFixed(0) : v.toPrecision(2));
-      fill(this.legend, h("span", {}, number(scale.low)),
-        h("span", { class: "ramp", style: { background: `linear-gradient(to right, ${steps})` } }), h("span", {}, number(scale.high)));
+      fill(this.legend, h("span", {}, short(scale.low)),
+        h("span", { class: "ramp", style: { background: `linear-gradient(to right, ${steps})` } }), h("span", {}, short(scale.high)));
     }
     this.front = !scale;
     this.upload();
@@ -340,7 +350,7 @@ export class MapPane {
   /** The cells within a polygon of the screen become the gallery's, or are added to them or taken from them. */
   choose(screen: Polygon, sign: "new" | "add" | "subtract", name = "lasso"): void {
     const points = this.state.points;
-    if (!points) return;
+    if (!points || (sign === "subtract" && !this.state.set.length)) return;
     const start = performance.now();
     const found = lassoRows(points, screen.map(([x, y]) => this.toUnits(x, y)), this.state.hidden);
     let rows = found;
@@ -367,7 +377,7 @@ export class MapPane {
 
   private listen(): void {
     const at = (event: MouseEvent): [number, number] => {
-      const box = this.stage.getBoundingClientRect();
+      const box = this.over.getBoundingClientRect(); // within the borders of the stage
       return [event.clientX - box.left, event.clientY - box.top];
     };
     let last: [number, number] = [0, 0];

@@ -3,12 +3,13 @@
 export interface Offer {
   label: number;
   expected: number; // how many may be right
+  model: string | null; // version of the model that made the page
   labelled: number | null; // how many got the class; null as long as the page is open
 }
 
-/** Cells behind the last kept one. Those before it are known to be taken out from the labels alone. */
-export function leftBehind(rows: Uint32Array, kept: (row: number) => boolean): Uint32Array {
+/** Cells that were taken out before the last kept one, and those behind it, which were perhaps not looked at. */
+export function takenOut(rows: Uint32Array, kept: (row: number) => boolean): { before: Uint32Array; behind: Uint32Array } {
   let end = rows.length;
   while (end > 0 && !kept(rows[end - 1] as number)) end--;
-  return rows.slice(end);
+  return { before: rows.slice(0, end).filter((row) => !kept(row)), behind: rows.slice(end) };
 }

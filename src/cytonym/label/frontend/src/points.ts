@@ -114,6 +114,11 @@ export class PointRenderer {
     this.textures = { table: texture(), density: texture() };
   }
 
+  /** Lets the browser have its context back, of which it has few. */
+  close(): void {
+    this.gl.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+
   setPoints(xy: Uint16Array): void {
     const gl = this.gl;
     this.n = xy.length >> 1;

@@ -31,6 +31,7 @@ export interface Counts {
 export interface Hello {
   protocol: number;
   n: number;
+  store?: string; // names the log, the annotator and the cells; empty where labels do not outlive the server
   classes: LabelClass[];
   channels: string[];
   rgb: boolean;
@@ -57,6 +58,7 @@ export interface ModelInfo {
 }
 
 export interface CellDetails {
+  row: number;
   name: string;
   region: string;
   instance: number | string;

@@ -2,9 +2,11 @@
 
 import { Bitset } from "./bitset.ts";
 import { CHANNEL_COLORS, codeIndices, FIRST_CLASS } from "./colors.ts";
+import { count } from "./dom.ts";
 import { ConnectionLost, type ConnectionState, type Link } from "./link.ts";
-import { leftBehind, type Offer } from "./offer.ts";
+import { takenOut, type Offer } from "./offer.ts";
 import { NOT_A_CELL, UNLABELLED, UNSURE, type Counts, type Header, type Hello, type LabelClass, type ModelInfo, type Reply } from "./protocol.ts";
+import { browserStorage, Unsent } from "./unsent.ts";
 
 export type Topic =
   | "hello" | "classes" | "labels" | "counts" | "set" | "picks" | "current" | "model" | "coloring" | "filter" | "points" | "job"
@@ -18,10 +20,11 @@ export interface Look {
   low: number;
   high: number;
   max: number;
+  range: [number, number] | null; // where pixels are scaled: the values that are sent as 0 and 65535
 }
 
 export interface Notice {
-  key: number;
+  key: string; // a notice takes the place of the last one with the same key
   kind: "info" | "error" | "done";
   text: string;
   actions: [string, () => void][];
@@ -33,7 +36,8 @@ export interface Pending {
   code: number;
   source: string;
   shown: number | null;
-  sent: boolean;
+  out?: Uint32Array; // taken out of a page of suggestions
+  model?: string; // that made the page
 }
 
 export interface Column {
@@ -55,6 +59,8 @@ export type Filter = "all" | "unlabelled" | "labelled" | "discordant";
 export const FILTERS: Filter[] = ["all", "unlabelled", "labelled", "discordant"];
 const SHOWN_CHANNELS = 6;
 const NOWHERE = 65535;
+const MOST_NOTICES = 5;
+const UNSENT = "unsent";
 
 function hasSorted(rows: Uint32Array, row: number): boolean {
   let [low, high] = [0, rows.length];
@@ -99,13 +105,14 @@ export class State {
   outlines = true;
 
   pending = new Map<number, Pending>();
-  unconfirmed: Pending[] = [];
+  readonly unsent = new Unsent(browserStorage(), () => this.tellUnsent());
   connection: ConnectionState = "lost";
   why = ""; // there is no connection
   notices: Notice[] = [];
   job: Job | null = null;
   summary: Header = {};
   timings: { [what: string]: number } = {};
+  keyAt = 0; // when the key was pressed whose label is being sent
   private listeners = new Map<Topic, Set<() => void>>();
   private counter = 1;
   private stored: Promise<unknown> = Promise.resolve(); // all that was sent is answered
@@ -116,6 +123,7 @@ export class State {
   constructor(readonly link: Link) {
     link.onPush = (header, buffers) => this.push(header, buffers);
     link.onState = (state, why) => void this.connected(state, why);
+    link.onLate = (request, reply) => this.late(request, reply);
   }
 
   // ---- listeners and notices
@@ -133,11 +141,12 @@ export class State {
     for (const listener of run) listener();
   }
 
-  notify(kind: Notice["kind"], text: string, actions: [string, () => void][] = [], lasting = kind === "error" || actions.length > 0): Notice {
-    this.notices = this.notices.filter((old) => old.text !== text);
-    const notice = { key: this.counter++, kind, text, actions, lasting };
-    this.notices.push(notice);
-    if (this.notices.length > 5) this.notices.splice(0, this.notices.length - 5);
+  notify(kind: Notice["kind"], text: string, actions: Notice["actions"] = [], lasting = kind === "error" || actions.length > 0, key = text): Notice {
+    const notice = { key, kind, text, actions, lasting };
+    const others = this.notices.filter((old) => old.key !== key);
+    const passing = others.filter((old) => !old.actions.length); // what asks for an answer stays
+    const pushedOut = new Set(passing.slice(0, Math.max(0, passing.length + 1 - MOST_NOTICES)));
+    this.notices = [...others.filter((old) => !pushedOut.has(old)), notice];
     if (!lasting) window.setTimeout(() => this.dismiss(notice), 5000);
     this.emit("notices");
     return notice;
@@ -172,22 +181,21 @@ export class State {
     try {
       const reply = await this.link.request("hello");
       const hello = reply.header as unknown as Hello;
-      const same = this.started && hello.n === this.hello.n;
+      const same = this.started && hello.n === this.hello.n && hello.store === this.hello.store;
       this.takeHello(hello, same);
       const labels = this.loadLabels();
-      const points = same ? null : this.loadPoints(hello.maps[0] ?? "");
+      const points = same && this.points ? null : this.loadPoints(hello.maps[0] ?? "");
       await labels;
-      if (!same) {
-        this.emit("hello", "classes", "counts", "channels", "labels", "model");
+      this.emit(...(same ? [] : (["hello"] as const)), "classes", "counts", "channels", "labels", "model", "job"); // what was loading is asked for again
+      if (points) {
         await points;
         this.emit("points");
-      } else {
-        this.emit("classes", "counts", "labels", "model");
       }
       this.started = true;
       void this.loadPredictions();
       void this.loadSummary();
-      if (this.unconfirmed.length) this.offerResend();
+      this.unsent.open(hello.store ?? "", hello.n);
+      this.tellUnsent();
     } catch (error) {
       this.fail("The labels could not be opened", error);
     }
@@ -200,8 +208,9 @@ export class State {
     this.canUndo = hello.can_undo;
     this.canRedo = hello.can_redo;
     this.model = hello.model;
-    if (same) return;
+    this.job = null; // one that still runs tells of itself
     this.columns.clear();
+    if (same) return;
     this.picks = new Bitset(hello.n);
     this.seen = new Bitset(hello.n);
     this.set = new Uint32Array(0);
@@ -209,11 +218,11 @@ export class State {
     const rgb = ["#ff0000", "#00ff00", "#0000ff"];
     this.looks = hello.channels.map((name, index) => ({
       index, name, color: hello.rgb ? (rgb[index] as string) : (CHANNEL_COLORS[index % CHANNEL_COLORS.length] as string),
-      on: hello.rgb ? index < 3 : index < SHOWN_CHANNELS, low: 0, high: 0, max: 0,
+      on: hello.rgb ? index < 3 : index < SHOWN_CHANNELS, low: 0, high: 0, max: 0, range: null,
     }));
     this.recallLooks();
     if (hello.rgb && !this.looks.length) {
-      this.looks = ["red", "green", "blue"].map((name, index) => ({ index, name, color: rgb[index] as string, on: true, low: 0, high: 0, max: 0 }));
+      this.looks = ["red", "green", "blue"].map((name, index) => ({ index, name, color: rgb[index] as string, on: true, low: 0, high: 0, max: 0, range: null }));
     }
   }
 
@@ -319,13 +328,16 @@ export class State {
 
   private push(header: Header, buffers: ArrayBuffer[]): void {
     switch (header["type"]) {
-      case "labels":
-        this.applyCodes(new Uint32Array(buffers[0] as ArrayBuffer), new Int16Array(buffers[1] as ArrayBuffer));
-        if (header["counts"]) this.counts = header["counts"] as Counts;
-        this.emit("counts");
+      case "labels": {
+        const rows = new Uint32Array(buffers[0] as ArrayBuffer);
+        this.applyCodes(rows, new Int16Array(buffers[1] as ArrayBuffer));
+        this.takeCounts(header);
+        if (rows.includes(this.current)) this.emit("details");
         break;
+      }
       case "classes":
         this.classes = header["classes"] as LabelClass[];
+        this.takeCounts(header);
         this.emit("classes", "labels");
         break;
       case "counts":
@@ -333,7 +345,7 @@ export class State {
         break;
       case "model":
         this.model = header as unknown as ModelInfo;
-        this.notify("done", `Retrained on ${this.model.trained_on} labels${this.model.seconds ? ` in ${this.model.seconds.toFixed(1)} s` : ""}: suggestions are new.`);
+        this.notify("done", `Retrained on ${this.model.trained_on} labels${this.model.seconds ? ` in ${this.model.seconds.toFixed(1)} s` : ""}: suggestions are new.`, [], false, "model");
         void this.loadPredictions();
         void this.loadSummary();
         this.emit("model");
@@ -411,7 +423,7 @@ export class State {
     const single = rows.length === 1;
     let shown = 0;
     for (const row of rows) if (this.seen.has(row)) shown++;
-    void this.store({ rows, code, source: single ? "single" : "bulk", shown: single ? 1 : shown, sent: true });
+    void this.store({ rows, code, source: single ? "single" : "bulk", shown });
     if (out) return;
     if (open) this.offer = null;
     if (this.picks.count) this.setPicks(() => this.picks.clear());
@@ -425,10 +437,10 @@ export class State {
     if (this.hello.readonly) return void this.notify("error", "This store is read-only: labels cannot be stored.");
     if (set.some((row) => !this.seen.has(row))) return void this.notify("info", "The patches are not all there yet: a moment, or turn the page.");
     const kept = set.filter((row) => picks.has(row)).sort();
-    const behind = leftBehind(set, (row) => picks.has(row));
+    const { before, behind } = takenOut(set, (row) => picks.has(row));
     this.left = behind.length ? { label: offer.label, rows: behind } : null;
     this.offer = { ...offer, labelled: kept.length };
-    if (kept.length) void this.store({ rows: kept, code: offer.label, source: "suggested", shown: set.length, sent: true });
+    if (kept.length) void this.store({ rows: kept, code: offer.label, source: "suggested", shown: set.length, out: before, model: offer.model ?? undefined });
     const out = this.order.find((row) => !picks.has(row) && this.codes[row] === UNLABELLED);
     this.setPicks(() => picks.deleteAll(kept));
     if (out !== undefined) this.setCurrent(out);
@@ -453,7 +465,7 @@ export class State {
     if (!groups.size) this.notify("info", "None of these cells has a suggestion.");
     for (const [code, members] of groups) {
       const of = Uint32Array.from(members);
-      void this.store({ rows: of, code, source: "suggested", shown: members.filter((row) => this.seen.has(row)).length, sent: true });
+      void this.store({ rows: of, code, source: "suggested", shown: members.filter((row) => this.seen.has(row)).length });
     }
     if (this.picks.count) this.setPicks(() => this.picks.clear());
     else if (groups.size) this.advance();
@@ -461,46 +473,52 @@ export class State {
 
   /** Sends labels; they count as stored, and are shown as such, only once the answer is there. */
   private store(pending: Pending): Promise<unknown> {
-    return (this.stored = Promise.all([this.stored, this.send(pending)]));
+    this.unsent.replaced(pending.rows);
+    return (this.stored = Promise.all([this.stored, this.send(pending)]).then(() => {}));
   }
 
   private async send(pending: Pending): Promise<void> {
     const key = this.counter++;
+    const start = this.keyAt || performance.now();
+    this.keyAt = 0;
     this.pending.set(key, pending);
     this.emit("pending");
-    const start = performance.now();
     try {
-      const { header, buffers } = await this.link.request("assign", { class: pending.code, source: pending.source, shown: pending.shown }, [pending.rows]);
+      const { rows, code, source, shown, out, model } = pending;
+      const { header, buffers } = await this.link.request("assign", { class: code, source, shown, model }, out?.length ? [rows, out] : [rows]);
       this.pending.delete(key);
-      this.timings["label_ms"] = performance.now() - start;
       if (buffers.length >= 2) this.applyCodes(new Uint32Array(buffers[0] as ArrayBuffer), new Int16Array(buffers[1] as ArrayBuffer));
       else this.applyCodes(pending.rows, pending.code);
       this.takeCounts(header);
       if (hasSorted(pending.rows, this.current)) this.emit("details");
+      this.timings["label_ms"] = performance.now() - start;
       this.later();
     } catch (error) {
       this.pending.delete(key);
-      if (error instanceof ConnectionLost) {
-        this.unconfirmed.push({ ...pending, sent: false });
-        if (this.connection === "open") this.offerResend();
-      } else this.fail(`Not stored: ${pending.rows.length} × ${this.nameOf(pending.code)}`, error);
+      if (error instanceof ConnectionLost) this.unsent.add(pending, error.request);
+      else this.fail(`Not stored: ${pending.rows.length} × ${this.nameOf(pending.code)}`, error);
     }
     this.emit("pending");
   }
 
-  private offerResend(): void {
-    const waiting = this.unconfirmed;
-    const cells = waiting.reduce((sum, p) => sum + p.rows.length, 0);
-    this.notify("error", `The connection was lost before ${cells === 1 ? "1 label was" : `${new Intl.NumberFormat("en").format(cells)} labels were`} confirmed. The labels shown are those that are stored.`, [
-      ["Send again", () => {
-        this.unconfirmed = [];
-        for (const p of waiting) void this.store({ ...p, sent: true });
-      }],
-      ["Discard", () => {
-        this.unconfirmed = [];
-        this.emit("pending");
-      }],
-    ]);
+  /** An answer that came when nobody waited for it any more: the label is stored. */
+  private late(request: number, { header, buffers }: Reply): void {
+    if (header["ok"] === false) return;
+    this.unsent.confirmed(request);
+    if ("event" in header && buffers.length >= 2) this.applyCodes(new Uint32Array(buffers[0] as ArrayBuffer), new Int16Array(buffers[1] as ArrayBuffer));
+  }
+
+  /** One notice offers all labels that were not confirmed, as long as there are some and a connection. */
+  private tellUnsent(): void {
+    const { cells } = this.unsent;
+    if (!cells) this.notices = this.notices.filter((notice) => notice.key !== UNSENT);
+    else if (this.connection === "open") {
+      this.notify("error", `The connection was lost before ${cells === 1 ? "1 label was" : `${count(cells)} labels were`} confirmed. The labels shown are those that are stored.`, [
+        ["Send again", () => this.unsent.takeAll().forEach((pending) => void this.store(pending))],
+        ["Discard", () => this.unsent.takeAll()],
+      ], true, UNSENT);
+    }
+    this.emit("notices", "pending", "counts");
   }
 
   private summaryTimer = 0;
@@ -509,7 +527,7 @@ export class State {
   /** The progress is read in pauses, and every ten seconds where there is none. */
   private later(): void {
     window.clearTimeout(this.summaryTimer);
-    const pause = performance.now() - this.summaryAt > 10_000 ? 0 : 1500;
+    const pause = performance.now() - this.summaryAt > 10_000 ? 300 : 1500;
     this.summaryTimer = window.setTimeout(() => void this.loadSummary(), pause);
   }
 
@@ -518,6 +536,8 @@ export class State {
       this.notify("error", "This store is read-only: labels cannot be changed.");
       return;
     }
+    const last = type === "undo" ? this.unsent.takeLast() : undefined;
+    if (last) return void this.notify("info", `Taken back: ${last.rows.length === 1 ? "1 label that was" : `${count(last.rows.length)} labels that were`} not stored.`);
     const reply = await this.ask(`${type === "undo" ? "Not undone" : "Not done again"}`, type);
     if (!reply) return;
     this.left = null;
@@ -548,8 +568,9 @@ export class State {
   }
 
   async addClass(name: string): Promise<LabelClass | undefined> {
+    const known = new Set(this.classIds);
     const classes = await this.changeClass({ op: "add", name });
-    return classes?.find((c) => c.name === name);
+    return classes?.find((c) => !known.has(c.id)); // the server may have written the name in another way
   }
 
   // ---- the gallery's cells, picks and the current cell
@@ -604,7 +625,7 @@ export class State {
 
   isPending(row: number): boolean {
     for (const p of this.pending.values()) if (hasSorted(p.rows, row)) return true;
-    for (const p of this.unconfirmed) if (hasSorted(p.rows, row)) return true;
+    for (const p of this.unsent.list) if (hasSorted(p.rows, row)) return true;
     return false;
   }
 
@@ -644,7 +665,7 @@ export class State {
     if (!reply) return;
     const [label, rows] = [reply.header["class"] as number | null, new Uint32Array(reply.buffers[0] as ArrayBuffer)];
     if (label === null || !rows.length) this.notify("info", "No suggestions are left: every cell has a label, or was taken out of a page.");
-    else this.showSet(rows, `suggested: ${this.nameOf(label)}`, [], { label, expected: Number(reply.header["expected"] ?? 0), labelled: null });
+    else this.showSet(rows, `suggested: ${this.nameOf(label)}`, [], { label, expected: Number(reply.header["expected"] ?? 0), model: (reply.header["model"] ?? null) as string | null, labelled: null });
   }
 
   async search(picture?: ArrayBuffer): Promise<void> {

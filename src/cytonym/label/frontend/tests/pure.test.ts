@@ -1,14 +1,17 @@
 // Parts that need no browser.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Bitset } from "../src/bitset.ts";
 import { CLASS_COLORS, classTable, codeIndices, contrast, nextColor, parseColor, scaleTable, textOn, THEMES } from "../src/colors.ts";
-import { atlasGrid, halfTable, toAtlas } from "../src/compositor.ts";
-import { sortedBy } from "../src/gallery.ts";
-import { CLASS_KEYS, commandFor, takesKeys } from "../src/keys.ts";
+import { textureShape } from "../src/compositor.ts";
+import { within } from "../src/context.ts";
+import { short } from "../src/dom.ts";
+import { sortedBy, takeLimits } from "../src/gallery.ts";
+import { CLASS_KEYS, commandFor, goesOn, takesKeys, type Command } from "../src/keys.ts";
 import { insidePolygon, lassoRows, nearestPoint, type Polygon } from "../src/lasso.ts";
 import { ConnectionLost, Link, type Transport } from "../src/link.ts";
-import { leftBehind } from "../src/offer.ts";
+import { takenOut } from "../src/offer.ts";
 import { densityImage } from "../src/points.ts";
 import { decodeFrame, encodeFrame, ownBuffer } from "../src/protocol.ts";
 
@@ -117,9 +120,17 @@ test("class colours differ, and sixty classes get sixty colours", () => {
 });
 
 test("the texts of both themes can be read", () => {
-  const pairs = [["#16191d", "#ffffff"], ["#565d66", "#ffffff"], ["#565d66", "#eef0f3"], ["#0b5cad", "#ffffff"], ["#a4262c", "#fdecec"], ["#0c6b3f", "#e6f5ec"], ["#6b4a00", "#fff4d6"],
-    ["#eceff3", "#15191f"], ["#a3acb8", "#15191f"], ["#7cb8ff", "#15191f"], ["#ff9c9c", "#3a1719"], ["#7ddba5", "#10301f"], ["#ffd979", "#35290a"]];
-  for (const [ink, paper] of pairs) assert.ok(contrast(parseColor(ink as string), parseColor(paper as string)) >= 4.5, `${ink} on ${paper}`);
+  const sheets = [...readFileSync("src/style.css", "utf8").matchAll(/^\.cytonym-label(?:\[data-theme="dark"\])? \{([^}]*--paper[^}]*)\}/gm)];
+  assert.equal(sheets.length, 2);
+  const pairs = [["ink", "paper"], ["ink", "ground"], ["ink", "soft"], ["ink", "press"], ["quiet", "paper"], ["quiet", "ground"], ["accent", "paper"], ["on-accent", "accent"],
+    ["danger", "danger-soft"], ["ink", "danger-soft"], ["good", "good-soft"], ["warn", "warn-soft"]] as const;
+  for (const [, rules] of sheets) {
+    const colors = new Map([...(rules as string).matchAll(/--([\w-]+): (#[0-9a-f]{6})/g)].map(([, name, color]) => [name, color]));
+    for (const [ink, paper] of pairs) {
+      const [one, other] = [colors.get(ink), colors.get(paper)];
+      assert.ok(one && other && contrast(parseColor(one), parseColor(other)) >= 4.5, `${ink} ${one} on ${paper} ${other}`);
+    }
+  }
 });
 
 test("codes become places in the class table, also of ids with gaps", () => {
@@ -150,6 +161,23 @@ test("keys: classes, commands, and nothing in common", () => {
   for (const k of CLASS_KEYS) assert.ok("classIndex" in (key(k) as object), k);
 });
 
+test("only moves go on while their key is held", () => {
+  for (const name of ["ArrowLeft", "ArrowDown", "PageUp", "+"]) assert.ok(goesOn(key(name) as Command), name);
+  for (const name of ["1", "b", "u", "x", "0", "z", "Enter", " ", "o", "n"]) assert.ok(!goesOn(key(name) as Command), name);
+});
+
+test("measured values in few characters", () => {
+  assert.deepEqual([99.7, 99.4, 123.4, 0.1234, -99.9, 0, 5].map(short), ["100", "99", "123", "0.12", "-100", "0", "5"]);
+});
+
+test("the box of tissue that is asked for lies in the image", () => {
+  assert.deepEqual(within(50, 20, 100), [40, 20]);
+  assert.deepEqual(within(2, 20, 100), [0, 12]);
+  assert.deepEqual(within(100, 20, 100), [90, 10]);
+  assert.deepEqual(within(50, 1000, 100), [0, 100]);
+  assert.ok(within(200, 20, 100)[1] < 1);
+});
+
 test("no shortcut while typing", () => {
   assert.ok(takesKeys("INPUT", "text", false, "1"));
   assert.ok(takesKeys("TEXTAREA", "", false, "z"));
@@ -160,27 +188,12 @@ test("no shortcut while typing", () => {
   assert.ok(!takesKeys("INPUT", "range", false, "u"));
 });
 
-test("pictures lie side by side in the layers of their channels", () => {
-  const [columns, rows] = atlasGrid(3, 2, 2);
-  assert.ok(columns * rows >= 3);
-  const data = Uint8Array.from({ length: 3 * 2 * 4 }, (_, i) => i); // three pictures, two channels, 2 x 2
-  const out = toAtlas(data, 3, 2, 2, 2, 2, 2);
-  assert.deepEqual([...out.subarray(0, 8)], [0, 1, 8, 9, 2, 3, 10, 11]); // first channel of the first and the second picture
-  assert.deepEqual([...out.subarray(16, 18)], [4, 5]); // second channel of the first
-});
-
-test("sixteen-bit floats are near the values they stand for", () => {
-  const table = halfTable();
-  const value = (bits: number): number => ((bits >> 10) & 31 ? 2 ** (((bits >> 10) & 31) - 15) * (1 + (bits & 1023) / 1024) : (bits & 1023) * 2 ** -24);
-  assert.equal(table[0], 0);
-  assert.equal(value(table[65535] as number), 1);
-  let last = -1;
-  for (let k = 0; k < 65536; k++) {
-    const v = value(table[k] as number);
-    assert.ok(Math.abs(v - k / 65535) <= Math.max(2 ** -24, (k / 65535) * 2 ** -11) * 1.01, String(k));
-    assert.ok(v >= last);
-    last = v;
-  }
+test("pictures fill the lines of a texture", () => {
+  assert.deepEqual(textureShape(10, 8192), [4096, 1]);
+  assert.deepEqual(textureShape(4097, 8192), [4096, 2]);
+  assert.deepEqual(textureShape(4096 * 8192 + 1, 8192), [8192, 4097]); // longer lines where there would be too many
+  assert.deepEqual(textureShape(5000, 2048), [2048, 3]);
+  assert.equal(textureShape(2048 * 2048 + 1, 2048), null);
 });
 
 test("density: counts become opacity, colours are averaged, the first row of the image is the top", () => {
@@ -196,11 +209,23 @@ test("density: counts become opacity, colours are averaged, the first row of the
   assert.equal(densityImage(points, Uint8Array.of(0, 1, 0), table, Uint8Array.of(1, 1, 0), view, 100, 100, 2, 2, true).inView, 1);
 });
 
-test("cells behind the last kept one of a page were taken out, too", () => {
+test("what was taken out of a page, before and behind the last kept cell", () => {
   const rows = Uint32Array.of(9, 4, 7, 1);
-  assert.deepEqual([...leftBehind(rows, (row) => row === 4)], [7, 1]);
-  assert.deepEqual([...leftBehind(rows, () => false)], [9, 4, 7, 1]);
-  assert.deepEqual([...leftBehind(rows, () => true)], []);
+  const out = (kept: (row: number) => boolean): number[][] => Object.values(takenOut(rows, kept)).map((some) => [...some]);
+  assert.deepEqual(out((row) => row === 4), [[9], [7, 1]]);
+  assert.deepEqual(out(() => false), [[], [9, 4, 7, 1]]);
+  assert.deepEqual(out(() => true), [[], []]);
+});
+
+test("the contrast of scaled pixels comes with the values that they stand for", () => {
+  const looks = [{ low: 0, high: 0, max: 0, range: null }, { low: 5, high: 9, max: 20, range: null }];
+  let told = 0;
+  const state = { looks, hello: { rgb: false }, emit: () => told++ } as never;
+  const ranges: [number, number][] = [[-1, 1], [0, 0.5]];
+  takeLimits(state, [0, 1], [[100, 900], [0, 1]], true, ranges);
+  takeLimits(state, [0, 1], [[100, 900], [0, 1]], true, structuredClone(ranges));
+  assert.deepEqual(looks, [{ low: 100, high: 900, max: 1800, range: [-1, 1] }, { low: 5, high: 9, max: 20, range: [0, 0.5] }]);
+  assert.equal(told, 1);
 });
 
 test("sorting keeps the order of equals, and puts cells without a value last", () => {

@@ -74,7 +74,8 @@ export class LearnPane {
     const share = counts.total ? counts.labelled / counts.total : 0;
     const own = ((summary["annotators"] ?? {}) as { [name: string]: Header })[hello.annotator] ?? {};
     const speed = own["labels_per_second"] as number | null | undefined;
-    const ratio = own["ratio"] as number | null | undefined;
+    const many = ["bulk", "suggested"].some((source) => source in ((own["by_source"] ?? {}) as Header)); // else there is nothing to compare
+    const ratio = many ? (own["ratio"] as number | null) : null;
     const number = (value: string, name: string): HTMLElement => h("div", {}, h("strong", {}, value), h("span", { class: "quiet" }, name));
     fill(this.numbers, number(count(counts.labelled), `of ${count(counts.total)} labelled`), number(speed ? count(Math.round(speed * 60)) : "–", "per minute"),
       ratio ? number(`${ratio.toFixed(1)} ×`, "speed-up") : null,

@@ -1,10 +1,11 @@
 // The map: cells in the embedding or in the tissue, lasso, zoom, colouring.
 
+import { FILTERS, type Filter } from "./cells.ts";
 import { classTable, scaleTable, scaleColor, hexColor, THEMES } from "./colors.ts";
 import { count, eachFrame, fitCanvas, h, fill, iconButton, NO_WEBGL, select, setOptions, short } from "./dom.ts";
 import { lassoRows, nearestPoint, type Polygon } from "./lasso.ts";
 import { densityImage, PointRenderer, type View } from "./points.ts";
-import { FILTERS, type Filter, type State } from "./state.ts";
+import type { State } from "./state.ts";
 
 const MANY = 150_000; // points in view from which on their density is drawn
 const MOST_OVER = 300_000; // points that are drawn over the others

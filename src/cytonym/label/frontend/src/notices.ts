@@ -1,7 +1,8 @@
 // What has happened and what went wrong, in the corner: each notice is made once, so that it is read out once and its buttons stay.
 
 import { button, h } from "./dom.ts";
-import type { Notice, State } from "./state.ts";
+import type { Notice } from "./bus.ts";
+import type { State } from "./state.ts";
 
 interface Shown {
   notice: Notice;

@@ -1,16 +1,13 @@
-// All that the panes share, and everything that changes it.
+// All that the panes share, and everything that changes it: connection, labels, the cells in the gallery.
 
 import { Bitset } from "./bitset.ts";
-import { CHANNEL_COLORS, codeIndices, FIRST_CLASS } from "./colors.ts";
+import { Cells } from "./cells.ts";
+import { CHANNEL_COLORS } from "./colors.ts";
 import { count } from "./dom.ts";
 import { ConnectionLost, type ConnectionState, type Link } from "./link.ts";
 import { takenOut, type Offer } from "./offer.ts";
-import { NOT_A_CELL, UNLABELLED, UNSURE, type Counts, type Header, type Hello, type LabelClass, type ModelInfo, type Reply } from "./protocol.ts";
+import { UNLABELLED, type Counts, type Header, type Hello, type LabelClass, type ModelInfo, type Reply } from "./protocol.ts";
 import { browserStorage, Unsent } from "./unsent.ts";
-
-export type Topic =
-  | "hello" | "classes" | "labels" | "counts" | "set" | "picks" | "current" | "model" | "coloring" | "filter" | "points" | "job"
-  | "connection" | "notices" | "channels" | "looks" | "theme" | "pending" | "summary" | "outlines" | "details";
 
 export interface Look {
   index: number;
@@ -23,14 +20,6 @@ export interface Look {
   range: [number, number] | null; // where pixels are scaled: the values that are sent as 0 and 65535
 }
 
-export interface Notice {
-  key: string; // a notice takes the place of the last one with the same key
-  kind: "info" | "error" | "done";
-  text: string;
-  actions: [string, () => void][];
-  lasting: boolean;
-}
-
 export interface Pending {
   rows: Uint32Array;
   code: number;
@@ -38,13 +27,6 @@ export interface Pending {
   shown: number | null;
   out?: Uint32Array; // taken out of a page of suggestions
   model?: string; // that made the page
-}
-
-export interface Column {
-  kind: "codes" | "scale";
-  low: number;
-  high: number;
-  values: Int16Array | Uint8Array;
 }
 
 export interface Job {
@@ -55,11 +37,7 @@ export interface Job {
   state: string;
 }
 
-export type Filter = "all" | "unlabelled" | "labelled" | "discordant";
-export const FILTERS: Filter[] = ["all", "unlabelled", "labelled", "discordant"];
 const SHOWN_CHANNELS = 6;
-const NOWHERE = 65535;
-const MOST_NOTICES = 5;
 const UNSENT = "unsent";
 
 function hasSorted(rows: Uint32Array, row: number): boolean {
@@ -72,26 +50,10 @@ function hasSorted(rows: Uint32Array, row: number): boolean {
   return rows[low] === row;
 }
 
-export class State {
-  hello!: Hello;
-  classes: LabelClass[] = [];
-  codes = new Int16Array(0);
-  prediction: Int16Array | null = null;
-  confidence: Uint8Array | null = null;
-  columns = new Map<string, Column>();
+export class State extends Cells {
   counts: Counts = { total: 0, labelled: 0, by_class: {}, unsure: 0, not_cell: 0 };
   canUndo = false;
   canRedo = false;
-  model: ModelInfo | null = null;
-
-  points: Uint16Array | null = null;
-  pointsRange: { x: [number, number]; y: [number, number] } = { x: [0, 1], y: [0, 1] };
-  map = "";
-  coloring = "label";
-  filter: Filter = "all";
-  private nowhere: Uint8Array | undefined; // 1 where a cell has no place in this map
-  hidden: Uint8Array | undefined; // 1 where the filter leaves a cell out
-
   set: Uint32Array = new Uint32Array(0); // the cells in the gallery, as they were found
   order: Uint32Array = new Uint32Array(0); // the same, as they are sorted
   setName = "";
@@ -108,67 +70,20 @@ export class State {
   readonly unsent = new Unsent(browserStorage(), () => this.tellUnsent());
   connection: ConnectionState = "lost";
   why = ""; // there is no connection
-  notices: Notice[] = [];
   job: Job | null = null;
   summary: Header = {};
   timings: { [what: string]: number } = {};
   keyAt = 0; // when the key was pressed whose label is being sent
-  private listeners = new Map<Topic, Set<() => void>>();
   private counter = 1;
   private stored: Promise<unknown> = Promise.resolve(); // all that was sent is answered
   private left: { label: number; rows: Uint32Array } | null = null; // taken out, and not yet told
   private started = false;
-  private columnRequests = new Map<string, Promise<Column | null>>();
 
-  constructor(readonly link: Link) {
+  constructor(link: Link) {
+    super(link);
     link.onPush = (header, buffers) => this.push(header, buffers);
     link.onState = (state, why) => void this.connected(state, why);
     link.onLate = (request, reply) => this.late(request, reply);
-  }
-
-  // ---- listeners and notices
-
-  on(topics: Topic[], listener: () => void): void {
-    for (const topic of topics) {
-      if (!this.listeners.has(topic)) this.listeners.set(topic, new Set());
-      this.listeners.get(topic)?.add(listener);
-    }
-  }
-
-  emit(...topics: Topic[]): void {
-    const run = new Set<() => void>();
-    for (const topic of topics) for (const listener of this.listeners.get(topic) ?? []) run.add(listener);
-    for (const listener of run) listener();
-  }
-
-  notify(kind: Notice["kind"], text: string, actions: Notice["actions"] = [], lasting = kind === "error" || actions.length > 0, key = text): Notice {
-    const notice = { key, kind, text, actions, lasting };
-    const others = this.notices.filter((old) => old.key !== key);
-    const passing = others.filter((old) => !old.actions.length); // what asks for an answer stays
-    const pushedOut = new Set(passing.slice(0, Math.max(0, passing.length + 1 - MOST_NOTICES)));
-    this.notices = [...others.filter((old) => !pushedOut.has(old)), notice];
-    if (!lasting) window.setTimeout(() => this.dismiss(notice), 5000);
-    this.emit("notices");
-    return notice;
-  }
-
-  dismiss(notice: Notice): void {
-    this.notices = this.notices.filter((n) => n !== notice);
-    this.emit("notices");
-  }
-
-  fail(what: string, error: unknown): void {
-    if (error instanceof ConnectionLost) return; // the banner of the connection says it
-    this.notify("error", `${what}: ${error instanceof Error ? error.message : String(error)}`);
-  }
-
-  private async ask(what: string, type: string, fields: Header = {}, buffers: ArrayBufferView[] = []): Promise<Reply | null> {
-    try {
-      return await this.link.request(type, fields, buffers);
-    } catch (error) {
-      this.fail(what, error);
-      return null;
-    }
   }
 
   // ---- connection and start
@@ -250,49 +165,6 @@ export class State {
     }
   }
 
-  private async loadLabels(): Promise<void> {
-    const { buffers } = await this.link.request("column", { name: "label" });
-    this.codes = new Int16Array(buffers[0] as ArrayBuffer);
-  }
-
-  async loadMap(map: string): Promise<void> {
-    await this.loadPoints(map);
-    this.emit("points");
-  }
-
-  private async loadPoints(map: string): Promise<void> {
-    if (!map) {
-      this.map = "";
-      this.points = null;
-      return;
-    }
-    const reply = await this.ask("The map could not be loaded", "points", { map });
-    if (!reply) return;
-    this.map = map;
-    this.points = new Uint16Array(reply.buffers[0] as ArrayBuffer);
-    this.pointsRange = { x: reply.header["x"] as [number, number], y: reply.header["y"] as [number, number] };
-    this.nowhere = undefined;
-    for (let i = 0; i < this.points.length; i += 2) {
-      if (this.points[i] !== NOWHERE || this.points[i + 1] !== NOWHERE) continue;
-      this.nowhere ??= new Uint8Array(this.points.length >> 1);
-      this.nowhere[i >> 1] = 1;
-    }
-    this.refilter();
-  }
-
-  async loadPredictions(): Promise<void> {
-    if (!this.model) {
-      this.prediction = this.confidence = null;
-      return;
-    }
-    const prediction = await this.column("prediction", true);
-    const confidence = await this.column("confidence", true);
-    this.prediction = prediction?.kind === "codes" ? (prediction.values as Int16Array) : null;
-    this.confidence = confidence?.kind === "scale" ? (confidence.values as Uint8Array) : null;
-    this.refilter();
-    this.emit("model", "labels");
-  }
-
   async loadSummary(): Promise<void> {
     this.summaryAt = performance.now();
     try {
@@ -301,27 +173,6 @@ export class State {
     } catch (error) {
       this.fail("The progress could not be read", error);
     }
-  }
-
-  /** A column of one value per cell, kept once loaded. */
-  async column(name: string, fresh = false): Promise<Column | null> {
-    if (!fresh && this.columns.has(name)) return this.columns.get(name) as Column;
-    let running = this.columnRequests.get(name);
-    if (!running) {
-      running = this.ask(`“${name}” could not be loaded`, "column", { name }).then((reply) => {
-        this.columnRequests.delete(name);
-        if (!reply) return null;
-        const { header, buffers } = reply;
-        const kind = header["kind"] as Column["kind"];
-        const buffer = buffers[0] as ArrayBuffer;
-        const values = kind === "codes" ? new Int16Array(buffer) : new Uint8Array(buffer);
-        const column = { kind, low: Number(header["low"] ?? 0), high: Number(header["high"] ?? 1), values };
-        this.columns.set(name, column);
-        return column;
-      });
-      this.columnRequests.set(name, running);
-    }
-    return running;
   }
 
   // ---- pushes
@@ -378,28 +229,7 @@ export class State {
     this.emit("counts");
   }
 
-  private applyCodes(rows: Uint32Array, codes: Int16Array | number): void {
-    for (let i = 0; i < rows.length; i++) this.codes[rows[i] as number] = typeof codes === "number" ? codes : (codes[i] as number);
-    if (this.filter !== "all") this.refilter();
-    this.emit("labels");
-  }
-
   // ---- labels
-
-  get classIds(): number[] {
-    return this.classes.map((c) => c.id);
-  }
-
-  classOf(code: number): LabelClass | undefined {
-    return this.classes.find((c) => c.id === code);
-  }
-
-  nameOf(code: number): string {
-    if (code === UNLABELLED) return "no label";
-    if (code === UNSURE) return "unsure";
-    if (code === NOT_A_CELL) return "not a cell";
-    return this.classOf(code)?.name ?? `class ${code}`;
-  }
 
   /** The cells that a key acts on: the picked ones, else the current one. */
   targets(): Uint32Array {
@@ -680,56 +510,5 @@ export class State {
     else if (reply) this.showSet(new Uint32Array(reply.buffers[0] as ArrayBuffer), picture ? "like the picture" : "like this cell");
   }
 
-  async command(type: string, what: string, fields: Header = {}): Promise<Header | null> {
-    const reply = await this.ask(what, type, fields);
-    return reply ? reply.header : null;
-  }
 
-  // ---- colours and filters of the map
-
-  discordant(row: number): boolean {
-    const [code, guess] = [this.codes[row] as number, this.prediction ? (this.prediction[row] as number) : -1];
-    return code >= 0 && guess >= 0 && code !== guess;
-  }
-
-  setColoring(name: string): void {
-    this.coloring = name;
-    this.emit("coloring");
-  }
-
-  setFilter(filter: Filter): void {
-    this.filter = filter;
-    this.refilter();
-    this.emit("filter");
-  }
-
-  private refilter(): void {
-    if (this.filter === "all") {
-      this.hidden = this.nowhere;
-      return;
-    }
-    const hidden = this.nowhere?.slice() ?? new Uint8Array(this.codes.length);
-    for (let i = 0; i < hidden.length; i++) {
-      const labelled = this.codes[i] !== UNLABELLED;
-      const kept = this.filter === "unlabelled" ? !labelled : this.filter === "labelled" ? labelled : this.discordant(i);
-      if (!kept) hidden[i] = 1;
-    }
-    this.hidden = hidden;
-  }
-
-  /** One byte per cell for the colours of the map, and whether it is a scale. */
-  async colorBytes(): Promise<{ values: Uint8Array; scale: Column | null }> {
-    const out = new Uint8Array(this.codes.length);
-    if (this.coloring === "label") codeIndices(this.codes, this.classIds, out);
-    else if (this.coloring === "prediction") {
-      if (this.prediction) codeIndices(this.prediction, this.classIds, out);
-    } else if (this.coloring === "discordant") {
-      for (let i = 0; i < out.length; i++) out[i] = this.discordant(i) ? FIRST_CLASS + 1 : (this.codes[i] as number) >= 0 ? FIRST_CLASS : 0;
-    } else {
-      const column = await this.column(this.coloring);
-      if (column?.kind === "scale") return { values: column.values as Uint8Array, scale: column };
-      if (column) codeIndices(column.values as Int16Array, this.classIds, out);
-    }
-    return { values: out, scale: null };
-  }
 }

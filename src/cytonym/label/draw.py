@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cytonym.label.features import CHUNK
 from cytonym.label.state import UNLABELLED
+from cytonym.tl._spread import draw_apart
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -69,40 +69,13 @@ def _apart(
         rows, weight = rows[some], weight[some]
     if len(known) > KNOWN:
         known = known[np.sort(rng.choice(len(known), KNOWN, replace=False))]
-    points = learner.scaled(rows)
-    near = _nearest(points, learner.scaled(known))
-    left = weight.copy()
-    drawn: list[int] = []
-    for _ in range(min(n, len(rows))):
-        away = np.sqrt(np.where(np.isinf(near), 1.0, near))
-        share = left * np.minimum(away, np.quantile(away, REACH) or np.inf)
-        if not share.any():  # all that is left equals a cell that is known or drawn
-            share = left.copy()
-        edges = np.cumsum(share)
-        at = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
-        at = min(at, int(np.flatnonzero(share)[-1]))
-        drawn.append(at)
-        left[at] = 0.0
-        near = np.minimum(near, _squares(points, points[at]))
-    return rows[drawn]
+    return rows[draw_apart(learner.scaled(rows), learner.scaled(known), weight, n, rng, _reached)]
 
 
-def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Squared distance of each point to the nearest of some others, infinite where there are none."""
-    from sklearn.metrics import pairwise_distances_argmin_min
-
-    if not len(points) or not len(others):
-        return np.full(len(points), np.inf)
-    return np.asarray(pairwise_distances_argmin_min(points, others)[1], dtype=np.float64) ** 2
-
-
-def _squares(points: np.ndarray, example: np.ndarray) -> np.ndarray:
-    """Squared distances to one point, by parts."""
-    found = np.empty(len(points))
-    for start in range(0, len(points), CHUNK):
-        away = points[start : start + CHUNK] - example
-        found[start : start + CHUNK] = np.einsum("ij,ij->i", away, away)
-    return found
+def _reached(squared: np.ndarray) -> np.ndarray:
+    """Distances, at most their `REACH` quantile."""
+    away = np.sqrt(squared)
+    return np.minimum(away, np.quantile(away, REACH) or np.inf)
 
 
 def _reasons(learner: Learner, model: Model, rows: np.ndarray) -> list[str]:

@@ -12,6 +12,7 @@ import pandas as pd
 from cytonym import metrics
 from cytonym._shared import RNG, document, seed_of
 from cytonym.tl._numbers import gather
+from cytonym.tl._spread import draw_apart
 from cytonym.tl._targets import known_labels
 
 if TYPE_CHECKING:
@@ -221,28 +222,10 @@ def _by_name(adata: AnnData, rows: np.ndarray) -> np.ndarray:
 
 def _spread(numbers: Numbers, pool: np.ndarray, known: np.ndarray, weight: np.ndarray, n: int, seed: int) -> list[int]:
     """Places in `pool`, drawn one after another by weight times squared distance to the known and drawn cells."""
-    from sklearn.metrics import pairwise_distances_argmin_min
-
     values = _scaled(numbers, np.concatenate([pool, known]))
-    points, settled = values[: len(pool)], values[len(pool) :]
-    near = np.full(len(pool), np.inf)
-    if len(known):
-        near = pairwise_distances_argmin_min(points, settled)[1].astype(np.float64) ** 2
-    weight = weight / weight.max()
     rng = np.random.default_rng(seed)
-    drawn: list[int] = []
-    for _ in range(min(n, len(pool))):
-        share = weight * np.where(np.isinf(near), 1.0, near)
-        if not share.any():  # all that is left equals a cell that is known or drawn
-            share = weight.copy()
-        edges = np.cumsum(share)
-        at = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
-        at = min(at, int(np.flatnonzero(share)[-1]))
-        drawn.append(at)
-        weight[at] = 0.0
-        away = points - points[at]
-        near = np.minimum(near, np.einsum("ij,ij->i", away, away))
-    return drawn
+    drawn = draw_apart(values[: len(pool)], values[len(pool) :], weight / weight.max(), n, rng, lambda squared: squared)
+    return [int(at) for at in drawn]
 
 
 def _scaled(numbers: Numbers, rows: np.ndarray) -> np.ndarray:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MARKER_NAMES = "marker_names"
 """Key of `uns`: for a key of `obsm`, column -> marker where the two differ."""
 
+INTENSITIES = ("X", "mean_intensity", "area")
+"""Keys of numbers that are skewed as intensities are."""
+
 FORBIDDEN = {"", ".", "..", "_index"}
 LONGEST = 200  # bytes; file systems end at 255
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cytonym.label.state import UNLABELLED
-from cytonym.tl._spread import draw_apart
+from cytonym.learning.spread import draw_apart
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

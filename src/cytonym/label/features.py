@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cytonym.data.names import with_marker_names
-from cytonym.tl._numbers import INTENSITIES
+from cytonym.data.names import INTENSITIES, with_marker_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

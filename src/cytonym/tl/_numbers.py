@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from cytonym.data.names import with_marker_names
+from cytonym.data.names import INTENSITIES, with_marker_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,6 @@ logger = logging.getLogger("cytonym")
 
 BESIDE, ALONE = 1.0, 30.0
 """Variance of an embedding, whatever its length, beside numbers of variance 1 each, and by itself (docs/benchmarks.md)."""
-INTENSITIES = ("X", "mean_intensity", "area")
 
 
 @dataclass(frozen=True)

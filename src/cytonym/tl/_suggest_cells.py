@@ -11,8 +11,8 @@ import pandas as pd
 
 from cytonym import metrics
 from cytonym._shared import RNG, document, seed_of
+from cytonym.learning.spread import draw_apart
 from cytonym.tl._numbers import gather
-from cytonym.tl._spread import draw_apart
 from cytonym.tl._targets import known_labels
 
 if TYPE_CHECKING:

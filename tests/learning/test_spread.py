@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytonym.tl._spread import draw_apart
+from cytonym.learning.spread import draw_apart
 
 
 def slowly(points, known, weight, n, rng, worth):

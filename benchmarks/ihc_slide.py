@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import dask.array as da
 import numpy as np
 import torch
 import zarr
+from patches import peak_mb
 
 import cytonym as cy
 from cytonym.data.stitching import mirrored
@@ -204,7 +204,7 @@ def child(kind: str, path: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=path.parent) as out:
         cy.tl.translate_stain(sdata, model, out=out, **given)
     seconds = time.perf_counter() - start
-    return {"seconds": round(seconds, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": round(seconds, 1), "peak_mb": peak_mb()}
 
 
 def memory(size: int, folder: Path) -> dict[str, Any]:

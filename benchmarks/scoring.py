@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import torch
+from patches import peak_mb
 
 import cytonym as cy
 from cytonym.data.source import resolve
@@ -161,7 +161,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if options.child:
         seconds = (score if options.child[0] == "ours" else score_plainly)(Path(options.child[1]))
-        print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        print(json.dumps({"seconds": seconds, "peak_mb": peak_mb()}))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)

@@ -24,6 +24,7 @@ from spatialdata.models import Image2DModel, Labels2DModel, PointsModel, ShapesM
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 import cytonym as cy
+from cytonym.data import files
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.io import _parse_geojson, _write_geojson
@@ -397,9 +398,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, when):
             raise KeyboardInterrupt
         return json.dumps(*args)
 
-    monkeypatch.setattr(
-        *((_write_geojson, "encode") if when == "while writing" else (_write_geojson.os, "fsync")), interrupt
-    )
+    monkeypatch.setattr(*((_write_geojson, "encode") if when == "while writing" else (files.os, "fsync")), interrupt)
     with pytest.raises(KeyboardInterrupt):
         cy.io.write_geojson(sdata, path, overwrite=True)
     assert calls

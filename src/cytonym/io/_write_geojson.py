@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from scanpy.plotting.palettes import default_20, default_28, default_102
 from scipy.sparse import issparse
 
 from cytonym.data import transforms
+from cytonym.data.files import replaced, require_place
 from cytonym.data.table import open_table
 from cytonym.get import labels_of, marker_frame
 from cytonym.io._geojson import (
@@ -155,7 +154,7 @@ def write_geojson(
     _count(sources, opened.rows, chosen)
     n_cells = sum(map(len, chosen))
     with (
-        _replaced(target) as stream,
+        _packed(target) as stream,
         progress_bar("writing cells", n_cells, "cell", show=n_cells >= MANY) as bar,
     ):
         stream.write(b'{"type":"FeatureCollection","features":[')
@@ -353,28 +352,16 @@ def _target(path: str | Path, *, overwrite: bool) -> Path:
     if not target.name.lower().endswith(ENDINGS):
         msg = f"QuPath knows the format by its ending, which must be one of {list(ENDINGS)}, got {target.name!r}."
         raise ValueError(msg)
-    if not target.parent.is_dir():
-        msg = f"No folder {str(target.parent)!r} to write {target.name!r} into. Make it first."
-        raise FileNotFoundError(msg)
-    if target.exists() and not overwrite:
-        msg = f"{target} exists. Choose another name, or replace it with overwrite=True."
-        raise FileExistsError(msg)
+    require_place(target, overwrite=overwrite)
     return target
 
 
 @contextmanager
-def _replaced(target: Path) -> Iterator[BinaryIO]:
-    """A file beside the target that takes its place when all is written."""
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with beside.open("wb") as raw:
-            if target.name.lower().endswith(".gz"):
-                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
-                    yield packed  # type: ignore[misc]
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+def _packed(target: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of the target when all is written, compressed where its ending says so."""
+    with replaced(target) as beside, beside.open("wb") as raw:
+        if target.name.lower().endswith(".gz"):
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
+                yield packed  # type: ignore[misc]
+        else:
+            yield raw

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +9,11 @@ import pandas as pd
 from anndata import AnnData
 
 from cytonym.data.checks import require_key
+from cytonym.data.files import replaced, require_place
 from cytonym.label.record import columns
 from cytonym.label.state import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from cytonym.label.session import Session
@@ -162,34 +159,3 @@ def _file_names(names: list[str]) -> list[str]:
     """Names of files for names of anything, each another one."""
     found = ["".join(c if c.isalnum() or c in "-_." else "_" for c in name) or "tissue" for name in names]
     return [name if found.count(name) == 1 else f"{name}_{i + 1}" for i, name in enumerate(found)]
-
-
-def require_place(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that is there, or a folder that is not.
-
-    Raises
-    ------
-    FileExistsError, FileNotFoundError
-    """
-    if not path.parent.is_dir():
-        msg = f"No folder {str(path.parent)!r} to write {path.name!r} into. Make it first."
-        raise FileNotFoundError(msg)
-    if path.exists() and not overwrite:
-        msg = f"{path} exists. Choose another name, or replace it with overwrite=True."
-        raise FileExistsError(msg)
-
-
-@contextmanager
-def replaced(target: Path) -> Iterator[Path]:
-    """A name beside the target that takes its place when all is written and flushed to disk."""
-    beside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
-    try:
-        yield beside
-        descriptor = os.open(beside, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)

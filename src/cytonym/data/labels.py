@@ -12,7 +12,7 @@ from cytonym.data.chunks import available_threads, zarr_behind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BLOCK_PX = 2048  # least side of a block where an array has no chunks, or very small ones
+BLOCK_PX = 1024  # least side of a block where an array has no chunks, or very small ones
 TIE = 1e-6  # pixels; a position on the border of two labels' pixels goes to the upper one, whichever way it was rounded
 
 

@@ -154,23 +154,16 @@ def score_markers(
         logger.warning("No signal in channels %s: their scores are 0.", dark)
     logger.info("Scoring %s cells for %d markers in %d images.", f"{n_cells:,}", len(markers), len(found))
 
-    values = {name: np.full((rows.table.n_obs, len(markers)), np.nan, np.float32) for name in COLUMNS}
+    scored = []
     beside = Path(sdata.path).parent if names and sdata.path is not None else None  # as large as what will be added
     with tempfile.TemporaryDirectory(prefix=".cytonym-", dir=beside) as scratch:
         pictures = [_Picture(f, network, tiles, Path(scratch) / str(i)) if names else None for i, f in enumerate(found)]
-        for field, at, picture in zip(found, rows.rows, pictures, strict=True):
-            scores = score_field(
-                field,
-                network,
-                views=views,
-                tiles=tiles,
-                device=device,
-                client=client,
-                keep_map=picture.keep if picture else None,
+        for field, picture in zip(found, pictures, strict=True):
+            keep = picture.keep if picture else None
+            scored.append(
+                score_field(field, network, views=views, tiles=tiles, device=device, client=client, keep_map=keep)
             )
-            columns = np.array([markers.index(c) for c in field.canvas.source.channels])
-            for name, part in zip(COLUMNS, scores, strict=True):
-                values[name][np.ix_(at[at >= 0], columns)] = part[at >= 0]
+        values = _by_row(scored, rows, found, markers)
         for name, picture in zip(names, pictures, strict=False):
             assert picture is not None
             picture.add(sdata, name, coordinate_system)
@@ -224,6 +217,18 @@ def _params(given: dict[str, Any]) -> dict[str, Any]:
             "masks" if f.canvas.masks.from_labels else f"discs of {2 * f.canvas.masks.radius_px:.3g} px" for f in found
         ],
     }
+
+
+def _by_row(
+    scored: list[tuple[np.ndarray, np.ndarray]], rows: TableRows, found: list[Field], markers: list[str]
+) -> dict[str, np.ndarray]:
+    """Scores and spreads [cells of the table, markers] from those of the images; NaN where there are none."""
+    values = {name: np.full((rows.table.n_obs, len(markers)), np.nan, np.float32) for name in COLUMNS}
+    for field, at, parts in zip(found, rows.rows, scored, strict=True):
+        columns = np.array([markers.index(c) for c in field.canvas.source.channels])
+        for name, part in zip(COLUMNS, parts, strict=True):
+            values[name][np.ix_(at[at >= 0], columns)] = part[at >= 0]
+    return values
 
 
 def _write(

@@ -41,15 +41,15 @@ GUESS_PX = 1024
 PAPER_QUANTILE = 0.9999
 
 
-class Sums(NamedTuple):
+class Moments(NamedTuple):
     """Of the pixels of some cells."""
 
     rows: np.ndarray
     """int64 [n]."""
-    first: np.ndarray
-    """Sum of the probability, f8 [n, C]."""
-    second: np.ndarray
-    """Sum of its square, f8 [n, C]."""
+    mean: np.ndarray
+    """Of the probability [n, C]."""
+    variance: np.ndarray
+    """Of it, over pixels and views [n, C]."""
     pixels: np.ndarray
     """f8 [n]."""
 
@@ -254,7 +254,8 @@ def score_field(
         Called with each box of the canvas and its probabilities f4 [C, h, w].
     """
     n_cells, n_channels = len(field.canvas.source.instance_ids), len(field.factors)
-    sums = Sums(np.arange(n_cells), np.zeros((n_cells, n_channels)), np.zeros((n_cells, n_channels)), np.zeros(n_cells))
+    shape = (n_cells, n_channels)
+    total = Moments(np.arange(n_cells), np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(n_cells))
     height, width = map_shape(field.canvas, model, tiles)
     boxes = cores(field.canvas, model) if tiles == "aligned" else [(0, height, 0, width)]
     work = len(boxes) * n_channels
@@ -262,27 +263,31 @@ def score_field(
         if client is None:
             with Mapper(model, views=views, device=device) as mapper:
                 for box in boxes:
-                    _add(sums, _score_box(mapper, field, box, tiles, keep_map))
+                    _add(total, _score_box(mapper, field, box, tiles, keep_map))
                     bar.update(n_channels)
         else:
             for found in _distributed(field, model, boxes, views, tiles, device, client):
-                _add(sums, found)
+                _add(total, found)
                 bar.update(n_channels)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = sums.first / sums.pixels[:, None]
-        spread = np.sqrt(np.maximum(sums.second / sums.pixels[:, None] - mean**2, 0))
-    return mean.astype(np.float32), spread.astype(np.float32)
+    np.sqrt(total.variance, out=total.variance)
+    for values in (total.mean, total.variance):
+        values[total.pixels == 0] = np.nan
+    return total.mean, total.variance
 
 
-def _add(total: Sums, part: Sums) -> None:
-    total.first[part.rows] += part.first
-    total.second[part.rows] += part.second
-    total.pixels[part.rows] += part.pixels
+def _add(total: Moments, part: Moments) -> None:
+    """Pool a part into the total, which may be of half its precision: differences of means lose no digits."""
+    before = total.pixels[part.rows]
+    total.pixels[part.rows] = before + part.pixels
+    share = (part.pixels / (before + part.pixels))[:, None]
+    apart = part.mean - total.mean[part.rows]
+    total.mean[part.rows] += share * apart
+    total.variance[part.rows] += share * (part.variance - total.variance[part.rows] + (1 - share) * apart**2)
 
 
 def _distributed(
     field: Field, model: Nimbus, boxes: list[Box], views: Any, tiles: str, device: str, client: Any
-) -> Iterator[Sums]:
+) -> Iterator[Moments]:
     """Boxes on the workers of a cluster, added in their own order."""
     # with names of their own, else they are lost with those of the call before
     shared, image = client.scatter([model, field], broadcast=True, hash=False)
@@ -295,25 +300,26 @@ def _distributed(
         client.cancel(futures)
 
 
-def _score_task(model: Nimbus, field: Field, box: Box, views: Any, tiles: str, device: str) -> Sums:
+def _score_task(model: Nimbus, field: Field, box: Box, views: Any, tiles: str, device: str) -> Moments:
     with Mapper(model, views=views, device=device) as mapper:
         return _score_box(mapper, field, box, tiles, None)
 
 
 def _score_box(
     mapper: Mapper, field: Field, box: Box, tiles: str, keep_map: Callable[[Box, np.ndarray], None] | None
-) -> Sums:
-    """Sums over the cells' pixels that show a box; the labels are read once for all channels."""
+) -> Moments:
+    """Moments over the cells' pixels that show a box; the labels are read once for all channels."""
     canvas, n_channels = field.canvas, len(field.factors)
     height, width = box[1] - box[0], box[3] - box[2]
     shown = canvas if tiles == "aligned" else canvas.resized(height, width)
     cells, at, along = shown.cells(box)
     rows, place = np.unique(cells, return_inverse=True)
     shape = (len(rows), n_channels)
-    result = Sums(rows, np.zeros(shape), np.zeros(shape), np.bincount(place, minlength=len(rows)).astype(float))
+    pixels = np.bincount(place, minlength=len(rows)).astype(float)
+    result = Moments(rows, np.zeros(shape), np.zeros(shape), pixels)
     if not len(rows) and keep_map is None:
         return result
-    member = csr_matrix((np.ones(len(place)), (place, at * width + along)), shape=(len(rows), height * width))
+    member = csr_matrix((1 / pixels[place], (place, at * width + along)), shape=(len(rows), height * width))
     window, size = (
         _window(canvas, box, mapper.model) if tiles == "aligned" else ((0, canvas.shape[0], 0, canvas.shape[1]), None)
     )
@@ -334,8 +340,9 @@ def _score_box(
             )
             mean, variance = (found[inner] for found in mapper(padded(markers, *size), padded(interior, *size)))
         flat = mean.reshape(len(group), -1).T.astype(np.float64)
-        result.first[:, group] = member @ flat
-        result.second[:, group] = member @ (flat**2 + variance.reshape(len(group), -1).T)
+        result.mean[:, group] = member @ flat
+        second = member @ (flat**2 + variance.reshape(len(group), -1).T)
+        result.variance[:, group] = np.maximum(second - result.mean[:, group] ** 2, 0)
         if probabilities is not None:
             probabilities[group] = mean
     if keep_map is not None and probabilities is not None:

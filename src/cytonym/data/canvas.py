@@ -121,12 +121,14 @@ class Canvas:
 
         Returns
         -------
-        For every pixel of the image that belongs to a cell and shows the box: the row of its cell, and row and column in the box.
+        For every pixel of the image that belongs to a cell and shows the box: the row of its cell, and row and column in the box, int32.
         """
         (y0, y1), (x0, x1) = self.y.back(*box[:2]), self.x.back(*box[2:])
         cells = self.masks.read(y0, y1, x0, x1)
-        at, along = np.nonzero(cells >= 0)
-        return cells[at, along], self.y.of_image(y0, y1)[at] - box[0], self.x.of_image(x0, x1)[along] - box[2]
+        taken = cells >= 0
+        at = (self.y.of_image(y0, y1) - box[0]).astype(np.int32)[:, None]
+        along = (self.x.of_image(x0, x1) - box[2]).astype(np.int32)
+        return cells[taken], np.broadcast_to(at, cells.shape)[taken], np.broadcast_to(along, cells.shape)[taken]
 
     def _read(self, channels: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
         index = self.source.channel_index[channels]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cytonym.data.source import CellSource
 
 NOBODY = -1
+STRIP_PX = 64  # rows of an image whose labels are looked up at once
 
 
 class CellMasks:
@@ -48,18 +49,19 @@ class CellMasks:
         return self.source.labels is not None
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Row of the cell at each pixel of a box of the image, int64 [h, w]; -1 where there is none."""
+        """Row of the cell at each pixel of a box of the image, int32 [h, w]; -1 where there is none."""
         labels = self.source.labels
         if labels is None:
             return self._discs(y0, y1, x0, x1)
         found = labels.read(y0, y1, x0, x1)
-        rows = np.full(found.shape, NOBODY, dtype=np.int64)
-        cell = found > 0
-        values = found[cell]
+        rows = np.full(found.shape, NOBODY, dtype=np.int32)
         order, ids = self._sorted
-        at = np.minimum(np.searchsorted(ids, values), max(len(ids) - 1, 0))
-        if len(ids):
-            rows[cell] = np.where(ids[at] == values, order[at], NOBODY)
+        for y in range(0, len(found) if len(ids) else 0, STRIP_PX):
+            strip = found[y : y + STRIP_PX]
+            cell = strip > 0
+            values = strip[cell]
+            at = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+            rows[y : y + STRIP_PX][cell] = np.where(ids[at] == values, order[at], NOBODY)
         return rows
 
     def interior(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -68,11 +70,10 @@ class CellMasks:
         top, left = max(y0 - 1, 0), max(x0 - 1, 0)
         rows = self.read(top, min(y1 + 1, height), left, min(x1 + 1, width))
         inner = rows >= 0
-        for axis in (0, 1):
-            same = np.diff(rows, axis=axis) == 0
-            first, last = (slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)
-            inner[first] &= same
-            inner[last] &= same
+        for here, beside, inside in ((rows[:-1], rows[1:], inner), (rows.T[:-1], rows.T[1:], inner.T)):
+            same = here == beside
+            inside[:-1] &= same
+            inside[1:] &= same
         return inner[y0 - top : y1 - top, x0 - left : x1 - left]
 
     @cached_property
@@ -89,7 +90,7 @@ class CellMasks:
         return cKDTree(self.source.centers[finite]), finite
 
     def _discs(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        rows = np.full((y1 - y0, x1 - x0), NOBODY, dtype=np.int64)
+        rows = np.full((y1 - y0, x1 - x0), NOBODY, dtype=np.int32)
         tree, finite = self._tree
         reach = self.radius_px + 1
         near = np.flatnonzero(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
@@ -313,13 +314,13 @@ def _score_box(
     height, width = box[1] - box[0], box[3] - box[2]
     shown = canvas if tiles == "aligned" else canvas.resized(height, width)
     cells, at, along = shown.cells(box)
-    rows, place = np.unique(cells, return_inverse=True)
+    place, rows = pd.factorize(cells, sort=True)
     shape = (len(rows), n_channels)
     pixels = np.bincount(place, minlength=len(rows)).astype(float)
     result = Moments(rows, np.zeros(shape), np.zeros(shape), pixels)
     if not len(rows) and keep_map is None:
         return result
-    member = csr_matrix((1 / pixels[place], (place, at * width + along)), shape=(len(rows), height * width))
+    member = csr_matrix((1 / pixels[place], (place, at * np.int64(width) + along)), shape=(len(rows), height * width))
     window, size = (
         _window(canvas, box, mapper.model) if tiles == "aligned" else ((0, canvas.shape[0], 0, canvas.shape[1]), None)
     )

@@ -16,9 +16,12 @@ from dask.array import Array as DaskArray
 from cytonym.data.chunks import available_threads, check_pixels, read_tasks, zarr_behind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cytonym.data.cell_masks import CellMasks
     from cytonym.data.source import CellSource
 
+PIECE_PX = 2**24  # pixels of the image, of all channels, that are in memory together
 COARSE = 2.5  # pixels of the image per pixel of the canvas, beyond which two pixels would not show what lies between
 Box = tuple[int, int, int, int]
 """First and last + 1 row, first and last + 1 column."""
@@ -105,16 +108,32 @@ class Canvas:
         rows, row_weights = self.y.taps(*box[:2])
         columns, column_weights = self.x.taps(*box[2:])
         top, left = int(rows.min()), int(columns.min())
-        pixels = self._read(channels, (top, int(rows.max()) + 1), (left, int(columns.max()) + 1))
-        self._require_finite(channels, pixels)
-        half = _combined(normalized(pixels, factors), rows - top, row_weights, axis=1)
-        return _combined(half, columns - left, column_weights, axis=2)
+        bottom, right = int(rows.max()) + 1, int(columns.max()) + 1
+        out = np.empty((len(channels), len(rows), len(columns)), np.float32)
+        group = max(1, PIECE_PX // ((bottom - top) * (right - left)))
+        for some in (slice(i, i + group) for i in range(0, len(channels), group)):
+            pixels = self._read(channels[some], (top, bottom), (left, right))
+            self._require_finite(channels[some], pixels)
+            half = _combined(normalized(pixels, factors[some]), rows - top, row_weights, axis=1)
+            out[some] = _combined(half, columns - left, column_weights, axis=2)
+        return out
 
     def interior(self, box: Box) -> np.ndarray:
         """1 inside cells, 0 on their inner boundaries and between them, f4 [h, w]."""
-        rows, columns = self.y.nearest(*box[:2]), self.x.nearest(*box[2:])
-        inner = self.masks.interior(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
-        return inner[np.ix_(rows - rows[0], columns - columns[0])].astype(np.float32)
+        columns = self.x.nearest(*box[2:])
+        out = np.empty((box[1] - box[0], box[3] - box[2]), np.float32)
+        for part in self.strips(box):
+            rows = self.y.nearest(*part[:2])
+            inner = self.masks.interior(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+            out[part[0] - box[0] : part[1] - box[0]] = inner[np.ix_(rows - rows[0], columns - columns[0])]
+        return out
+
+    def strips(self, box: Box) -> Iterator[Box]:
+        """Boxes of whole rows that partition a box, each of so many pixels of the image as may be in memory together."""
+        per_row = self.y.image / self.y.canvas * (box[3] - box[2]) * self.x.image / self.x.canvas
+        step = max(1, int(PIECE_PX / 8 / per_row))
+        for y in range(box[0], box[1], step):
+            yield y, min(y + step, box[1]), *box[2:]
 
     def cells(self, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which cells the pixels of a box show, on the image's grid.

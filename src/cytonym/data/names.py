@@ -22,6 +22,19 @@ INTENSITIES = ("X", "mean_intensity", "area")
 
 FORBIDDEN = {"", ".", "..", "_index"}
 LONGEST = 200  # bytes; file systems end at 255
+NAME = re.compile(r"(?!__)[\w.-]*[\w-][\w.-]*")
+
+
+def require_name(name: str, what: str) -> None:
+    """Raise unless a store takes this as the name of an element or as a key of a table.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not NAME.fullmatch(name):
+        msg = f"`{what}` must be a name of letters, digits, '_', '-' and '.', got {name!r}."
+        raise ValueError(msg)
 
 
 def storable(names: Sequence[Hashable]) -> list[str]:

@@ -94,6 +94,11 @@ class CellSource:
             areas=None if self.areas is None else replace(self.areas, shapes=self.areas.shapes[index]),
         )
 
+    def of_channels(self, names: Sequence[str]) -> CellSource:
+        """The same cells with some of the channels."""
+        at = [self.channels.index(name) for name in names]
+        return replace(self, channels=tuple(names), channel_index=self.channel_index[at])
+
 
 def resolve(
     sdata: SpatialData,
@@ -163,6 +168,26 @@ def resolve(
         key: _image(sdata, key, coordinate_system, scale, channels) for key in dict.fromkeys(pair[0] for pair in pairs)
     }
     return [_source(images[image], sdata, kind, cells, coordinate_system) for image, kind, cells in pairs]
+
+
+def those_it_has(sources: Sequence[CellSource], channels: Sequence[str]) -> list[CellSource]:
+    """Of each image the channels asked for that it has, for results where panels may differ.
+
+    Raises
+    ------
+    KeyError
+        No image has one of the channels.
+    TypeError, ValueError
+        Channels are given as numbers, or an image has none of them.
+    """
+    images = list(dict.fromkeys(source.image_key for source in sources))
+    names = list(dict.fromkeys(c for source in sources for c in source.channels))
+    chosen = _chosen(names, channels, f"images {images}")
+    for source in sources:
+        if not set(chosen) & set(source.channels):
+            msg = f"Image {source.image_key!r} has none of the channels {chosen}, but {list(source.channels)}. Leave it out: name the others by `image_key`."
+            raise ValueError(msg)
+    return [source.of_channels([c for c in chosen if c in source.channels]) for source in sources]
 
 
 def image_sources(
@@ -325,24 +350,32 @@ def _channels(image: DataArray, key: str, wanted: Any) -> tuple[tuple[str, ...],
         raise ValueError(msg)
     if wanted is None:
         return tuple(names), np.arange(len(names))
+    chosen = _chosen(
+        names, wanted, f"image {key!r}", renamed=f"sdata.set_channel_names({key!r}, [...])" if numbered else ""
+    )
+    return tuple(chosen), np.array([names.index(name) for name in chosen])
+
+
+def _chosen(names: list[str], wanted: Any, where: str, renamed: str = "") -> list[str]:
+    """The channels asked for; `renamed` says how to name those that have numbers."""
     chosen = [wanted] if isinstance(wanted, str) else list(wanted)
     if not chosen:
-        msg = f"`channels` is empty. Channels of image {key!r}: {names}."
+        msg = f"`channels` is empty. Channels of {where}: {names}."
         raise ValueError(msg)
     if any(not isinstance(name, str) for name in chosen):
-        msg = f"Channels are chosen by name, never by number, got {chosen}. Channels of image {key!r}: {names}."
+        msg = f"Channels are chosen by name, never by number, got {chosen}. Channels of {where}: {names}."
         raise TypeError(msg)
     lacking = [name for name in chosen if name not in names]
-    if lacking and numbered:
+    if lacking and renamed:
         msg = (
-            f"The channels of image {key!r} have numbers for names: {names}, so there is no {lacking}. "
-            f"Name them first: sdata.set_channel_names({key!r}, [...])."
+            f"The channels of {where} have numbers for names: {names}, so there is no {lacking}. "
+            f"Name them first: {renamed}."
         )
         raise KeyError(msg)
     if lacking:
-        msg = f"No channel {lacking} in image {key!r}. Available: {names}."
+        msg = f"No channel {lacking} in {where}. Available: {names}."
         raise KeyError(msg)
     if len(set(chosen)) < len(chosen):
         msg = f"`channels` names a channel twice: {chosen}."
         raise ValueError(msg)
-    return tuple(chosen), np.array([names.index(name) for name in chosen])
+    return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cytonym.data.tiles import Tile
 
 SQUARE_PX = 256  # side of the squares that statistics are taken from
+NAMES = ("quantile", "max", "nonzero")
+CHANNELS = 8  # that are looked at together, or as many as lie in one chunk
 
 
 def channel_statistics(
@@ -71,7 +73,35 @@ def channel_statistics(
     if not 0 <= quantile <= 1:
         msg = f"`quantile` must lie between 0 and 1, got {quantile}."
         raise ValueError(msg)
-    share = max(1, max_pixels // len(sources))  # pixels of each image
+    n_channels, share = len(sources[0].channels), max(1, max_pixels // len(sources))
+    group = max(CHANNELS, *(_channels_of_chunk(source.pixels) for source in sources))
+    parts = [
+        _statistics(
+            [s.of_channels(s.channels[i : i + group]) for s in sources],
+            quantile,
+            share,
+            seed,
+            binning,
+            everywhere=everywhere,
+        )
+        for i in range(0, n_channels, group)
+    ]
+    return (
+        {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
+        if parts
+        else {name: np.zeros(0) for name in NAMES}
+    )
+
+
+def _channels_of_chunk(pixels: Any) -> int:
+    chunks = getattr(pixels, "chunks", None) or (1,)
+    return max(chunks[0]) if isinstance(chunks[0], tuple) else int(chunks[0])
+
+
+def _statistics(
+    sources: Sequence[CellSource], quantile: float, share: int, seed: int, binning: int, *, everywhere: bool
+) -> dict[str, np.ndarray]:
+    """Statistics of some channels, whose pixels are held in memory; `share` pixels of each image."""
     found: list[list[np.ndarray]] = [[] for _ in sources[0].channels]
     n_pixels = np.zeros(len(found))
     for i, source in enumerate(sources):
@@ -89,7 +119,7 @@ def channel_statistics(
             for tile in iter_tiles(source.pixels, source.channel_index[dark], halo=binning - 1):
                 for c, layer in zip(dark, _binned(tile, np.zeros_like(size), size, 1, binning), strict=True):
                     found[c].append(layer[layer > 0])  # few, or they would have been seen before
-    result = {name: np.zeros(len(found)) for name in ("quantile", "max", "nonzero")}
+    result = {name: np.zeros(len(found)) for name in NAMES}
     for c, parts in enumerate(found):
         if any(map(len, parts)):
             values = np.concatenate(parts)

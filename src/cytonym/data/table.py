@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata.models import TableModel
 
-from cytonym.data.names import with_storable_columns
+from cytonym.data.names import require_name, with_storable_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +36,40 @@ class TableRows:
     spatial: np.ndarray
     """f8 [n_obs, 2] centres (x, y) in the coordinate system; NaN for rows of other regions."""
 
+    def reserve(self, key_added: str, keys: Sequence[str], *, inplace: bool = True) -> None:
+        """Refuse, before the work, results that could not be stored or would erase those of other images.
+
+        Parameters
+        ----------
+        key_added
+            Name that the results are derived from.
+        keys
+            Keys of `obsm` that will be written.
+        inplace
+            As in `write`; a copy erases nothing.
+
+        Raises
+        ------
+        ValueError
+            A store would not take the name, or rows that are not of the sources have values under one of the keys.
+        """
+        require_name(key_added, "key_added")
+        others = np.ones(self.table.n_obs, dtype=bool)
+        for at in self.rows:
+            others[at[at >= 0]] = False
+        for key in keys if inplace else ():
+            if key not in self.table.obsm:
+                continue
+            stored = self.table.obsm[key][others]
+            values = stored.to_numpy() if isinstance(stored, pd.DataFrame) else np.asarray(stored)
+            lost = int((~np.isnan(values.astype(np.float32))).any(axis=1).sum())
+            if lost:
+                msg = (
+                    f"`obsm[{key!r}]` of table {self.table_key!r} has values for {lost:,} cells that are not among those of this call, "
+                    "and would lose them. Read all images in one call, give another `key_added`, or delete what is there first."
+                )
+                raise ValueError(msg)
+
     def write(
         self,
         *,
@@ -58,7 +92,7 @@ class TableRows:
 
         Returns
         -------
-        The annotated table: that of `sdata`, or the copy. `obsm["spatial"]` is added where there is none.
+        The annotated table: that of `sdata`, or the copy. Cells of the sources without a place in `obsm["spatial"]` get one.
 
         Raises
         ------
@@ -74,8 +108,7 @@ class TableRows:
                 raise ValueError(msg)
         view = self.table.is_view  # writing into a view would copy it with a warning
         target = self.table if inplace and not view else self.table.copy()
-        if "spatial" not in target.obsm:
-            target.obsm["spatial"] = self.spatial
+        target.obsm["spatial"] = self._places(target.obsm.get("spatial"))
         for key, value in (obs or {}).items():
             target.obs[key] = value
         for key, value in (uns or {}).items():
@@ -86,6 +119,14 @@ class TableRows:
         if inplace and (view or self.table_key not in self.sdata.tables):
             _attach(self.sdata, self.table_key, target)
         return target
+
+    def _places(self, known: Any) -> Any:
+        """Centres; those that are known stay as they are."""
+        if known is None:
+            return self.spatial
+        if not isinstance(known, np.ndarray) or known.dtype.kind != "f" or known.shape != self.spatial.shape:
+            return known
+        return np.where(np.isnan(known).all(axis=1, keepdims=True), self.spatial, known)
 
 
 def open_table(sdata: SpatialData, sources: Sequence[CellSource], table_key: str = "table") -> TableRows:

@@ -101,7 +101,7 @@ def embed_cells(
         The K features of the first marker, then those of the second, … Not written by CLEAR-IT, whose embedding itself has
         one block a marker.
     `obsm["spatial"]` : f8 [cells, 2]
-        Centres (x, y) in the coordinate system.
+        Centres (x, y) in the coordinate system, of cells that have none yet.
     `uns["nextmarker"]` : dict
         `params`, `model` (class, version, hash of the weights, markers, window, pixel size), `features` or `embedding`
         (layout of what has a block a marker) and `normalization`, a DataFrame of marker, center and slope.
@@ -129,24 +129,27 @@ def embed_cells(
     n_cells = check_cells(sources)
     rows = open_table(sdata, sources, table_key)
     seed = seed_of(rng)
-    if _names_method(model):
+    trained = None if _names_method(model) else fitted_to(sources, trained_model(model))
+    name = key_added or (str(model) if trained is None else trained.name)
+    rows.reserve(name, [f"X_{name}", f"{name}_attributions", f"{name}_features"], inplace=inplace)
+    missing: list[str] = []
+    if trained is None:
         encoder = train(
-            sources, model, n_cells=n_cells, size_px=size_px, size_um=size_um, steps=steps, batch_size=batch_size,
+            sources, str(model), n_cells=n_cells, size_px=size_px, size_um=size_um, steps=steps, batch_size=batch_size,
             seed=seed, device=device,
         )  # fmt: skip
-        missing: list[str] = []
     else:
         if steps is not None or batch_size is not None:
             msg = "`steps` and `batch_size` are about training, but a trained model only embeds. Give a method's name to train."
             raise ValueError(msg)
-        encoder = fitted_to(sources, trained_model(model))
+        encoder = trained
         missing = check_model(sources, encoder, window_side(sources, size_px, size_um))
         if missing:
             logger.warning("Markers of the model that the images lack, neutral in the result: %s.", missing)
 
     logger.info("Embedding %s cells of %d images with %s.", f"{n_cells:,}", len(sources), encoder.name)
     found = encode_cells(sources, encoder, device=device, client=client)
-    table, name = rows.table, key_added or encoder.name
+    table = rows.table
     obsm = {
         f"X_{name}": by_row(rows, [r["embedding"] for r in found]),
         f"{name}_attributions": marker_table(

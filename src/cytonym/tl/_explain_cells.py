@@ -113,8 +113,9 @@ def explain_cells(
     encoder = fitted_to(sources, encoder)
     missing = check_model(sources, encoder, None)
     rows = open_table(sdata, sources, table_key)
-    found = encode_cells(sources, Explainer(encoder, method), device=device, client=client)
     key = key_added or f"{encoder.name}_{method}"
+    rows.reserve(key, [key], inplace=inplace)
+    found = encode_cells(sources, Explainer(encoder, method), device=device, client=client)
     values = by_row(rows, [r["attributions"] for r in found])
     uns = {key: {"model": describe(encoder, missing)["model"], "params": {"method": method}}}
     result = rows.write(

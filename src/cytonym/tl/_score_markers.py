@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,8 @@ import pandas as pd
 import zarr
 
 from cytonym._shared import KEYS, document
-from cytonym.data.source import resolve
+from cytonym.data.names import require_name
+from cytonym.data.source import resolve, those_it_has
 from cytonym.data.table import open_table
 from cytonym.learning.maps import VIEWS
 from cytonym.models.checkpoint import weights_sha256
@@ -23,7 +24,7 @@ from cytonym.tl._encoding import check_cells
 from cytonym.tl._scoring import cores, fields, map_shape, score_field, scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -78,7 +79,7 @@ def score_markers(
     {keys}
     normalization
         What each channel is divided by. `"released"`: the mean over the images of the 0.999 quantile of the pixels above zero, as the published program does (the
-        quantile is the scorer's); `"paper"`: the 0.9999 quantile of all images together; or factors by channel, such as those of earlier data. About 4 million pixels an image are looked at.
+        quantile is the scorer's); `"paper"`: the 0.9999 quantile of all images together; or factors by channel, such as those of earlier data. About 4 million pixels an image are looked at (`"paper"`: of all images together).
     pixel_size
         Micrometres a pixel of the image. Default: what the image says; where it says nothing, one of 0.125, 0.25, … 4, at which cells are
         about 9 micrometres wide, with a warning.
@@ -115,7 +116,7 @@ def score_markers(
         Standard deviation of the probability over the pixels of the cell (and the views), f4, 0 to 0.5: high where the cell's
         pixels disagree.
     `obsm["spatial"]` : f8 [cells, 2]
-        Centres (x, y) in the coordinate system.
+        Centres (x, y) in the coordinate system, of cells that have none yet.
     `uns["nimbus"]` : dict
         `params`, `model` (class, version, hash of the weights, provenance) and `normalization`, a DataFrame of marker and factor.
 
@@ -139,10 +140,14 @@ def score_markers(
     network = scorer(model)
     sources = resolve(
         sdata, image_key=image_key, labels_key=labels_key, shapes_key=shapes_key, points_key=points_key,
-        table_key=table_key, coordinate_system=coordinate_system, scale=scale, channels=channels,
+        table_key=table_key, coordinate_system=coordinate_system, scale=scale,
+        channels=channels if len(sdata.images) == 1 or isinstance(image_key, str) else None,
     )  # fmt: skip
+    if channels is not None:
+        sources = those_it_has(sources, channels)
     n_cells = check_cells(sources, "they get NaN unless their mask reaches in")
     rows = open_table(sdata, sources, table_key)
+    rows.reserve(key_added, [f"{key_added}_{name}" for name in COLUMNS], inplace=inplace)
     names = _names_of_pictures(sdata, sources, image_added)
     found = fields(sources, network, normalization=normalization, pixel_size=pixel_size, diameter_um=diameter_um)
     for field in found:
@@ -164,11 +169,28 @@ def score_markers(
                 score_field(field, network, views=views, tiles=tiles, device=device, client=client, keep_map=keep)
             )
         values = _by_row(scored, rows, found, markers)
-        for name, picture in zip(names, pictures, strict=False):
-            assert picture is not None
-            picture.add(sdata, name, coordinate_system)
-        result = _write(rows, key_added, values, markers, network, found, _params(locals()), inplace=inplace)
+        try:
+            for name, picture in zip(names, pictures, strict=False):
+                assert picture is not None
+                picture.add(sdata, name, coordinate_system)
+            result = _write(rows, key_added, values, markers, network, found, _params(locals()), inplace=inplace)
+        except BaseException:
+            _drop(sdata, names)
+            raise
+    stale = _made_of(rows.table.uns, {f"{key_added}_{name}" for name in COLUMNS}) if inplace else []
+    if stale:
+        logger.warning("Made of earlier scores and not made again: %s. Call the verbs that made them again.", stale)
     return None if inplace else result
+
+
+def _made_of(uns: Mapping[str, Any], keys: set[str]) -> list[str]:
+    """Results that say that they were made of these keys, or of one another."""
+    found: list[str] = []
+    for name, told in uns.items():
+        params = told.get("params", {}) if isinstance(told, Mapping) else {}
+        if isinstance(params, Mapping) and params.get("key") in keys and name not in keys:
+            found += [str(name), *_made_of(uns, {str(name)})]
+    return found
 
 
 def _check(views: Any, tiles: Any, image_added: str | None, client: Any) -> None:
@@ -181,9 +203,8 @@ def _check(views: Any, tiles: Any, image_added: str | None, client: Any) -> None
     if image_added is not None and client is not None:
         msg = "`image_added` is made in this process only: leave `client` out."
         raise ValueError(msg)
-    if image_added is not None and not re.fullmatch(r"(?!__)[\w.-]*[\w-][\w.-]*", image_added):
-        msg = f"`image_added` must be a name of letters, digits, '_', '-' and '.', got {image_added!r}."
-        raise ValueError(msg)
+    if image_added is not None:
+        require_name(image_added, "image_added")
 
 
 def _names_of_pictures(sdata: SpatialData, sources: Sequence[CellSource], image_added: str | None) -> list[str]:
@@ -193,10 +214,12 @@ def _names_of_pictures(sdata: SpatialData, sources: Sequence[CellSource], image_
     names = [image_added] if len(sources) == 1 else [f"{source.image_key}_{image_added}" for source in sources]
     if len(set(names)) < len(names):
         images = [source.image_key for source in sources]
-        msg = f"`image_added` needs one element of cells in each image, got the images {images}. Score them one by one."
+        msg = f"`image_added` needs one element of cells in each image, got the images {images}. Score them in separate calls, each with a `key_added` of its own."
         raise ValueError(msg)
     folder = Path(sdata.path) / "images" if sdata.is_backed() and sdata.path is not None else None
-    taken = [name for name in names if name in sdata or (folder is not None and (folder / name).exists())]
+    known = {name.casefold(): name for _, name, _ in sdata.gen_elements()}  # a store may not tell cases apart
+    known |= {path.name.casefold(): path.name for path in folder.iterdir()} if folder and folder.is_dir() else {}
+    taken = [known[name.casefold()] for name in names if name.casefold() in known]
     if taken:
         msg = f"`sdata` has an element {taken[0]!r} already. Choose another name, or remove it."
         raise ValueError(msg)
@@ -297,11 +320,15 @@ class _Picture:
             transformations={coordinate_system: Sequence([zoom, before])},
         )
         if stored:
-            try:
-                sdata.write_element(name)
-                sdata.images[name] = read_zarr(sdata.path, selection=("images",)).images[name]
-            except BaseException:
-                del sdata.images[name]
-                shutil.rmtree(Path(str(sdata.path)) / "images" / name, ignore_errors=True)
-                sdata.write_consolidated_metadata()
-                raise
+            sdata.write_element(name)
+            sdata.images[name] = read_zarr(sdata.path, selection=("images",)).images[name]
+
+
+def _drop(sdata: SpatialData, names: Sequence[str]) -> None:
+    """Take images away that were added, from the store, too."""
+    for name in set(names) & set(sdata.images):
+        del sdata.images[name]
+    if sdata.is_backed() and names:
+        for name in names:
+            shutil.rmtree(Path(str(sdata.path)) / "images" / name, ignore_errors=True)
+        sdata.write_consolidated_metadata()

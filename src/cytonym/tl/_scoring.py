@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,15 +153,16 @@ def brightness(
         msg = f"`normalization` must be 'released', 'paper' or factors by channel, got {normalization!r}."
         raise ValueError(msg)
     factors = {}
+    images = list({id(source.pixels): source for source in sources}.values())  # whatever the elements of their cells
     if normalization == "paper":
         for name in names:
-            having = [_only(s, name) for s in sources if name in s.channels]
+            having = [s.of_channels([name]) for s in images if name in s.channels]
             factors[name] = float(
                 channel_statistics(having, quantile=PAPER_QUANTILE, seed=seed, everywhere=True)["quantile"][0]
             )
         return factors
     found: dict[str, list[float]] = {name: [] for name in names}
-    for source in sources:
+    for source in images:
         quantiles = channel_statistics([source], quantile=quantile, seed=seed, everywhere=True)["quantile"]
         for name, value in zip(source.channels, quantiles, strict=True):
             found[name].append(float(value))
@@ -169,11 +170,6 @@ def brightness(
         lit = [v for v in values if v > 0]
         factors[name] = float(np.mean(lit)) if lit else 0.0
     return factors
-
-
-def _only(source: CellSource, channel: str) -> CellSource:
-    at = source.channels.index(channel)
-    return replace(source, channels=(channel,), channel_index=source.channel_index[[at]])
 
 
 def _pixel_size(source: CellSource, given: float | None) -> tuple[float, str]:
@@ -312,15 +308,11 @@ def _score_box(
     """Moments over the cells' pixels that show a box; the labels are read once for all channels."""
     canvas, n_channels = field.canvas, len(field.factors)
     height, width = box[1] - box[0], box[3] - box[2]
-    shown = canvas if tiles == "aligned" else canvas.resized(height, width)
-    cells, at, along = shown.cells(box)
-    place, rows = pd.factorize(cells, sort=True)
+    member, rows, pixels = _members(canvas if tiles == "aligned" else canvas.resized(height, width), box)
     shape = (len(rows), n_channels)
-    pixels = np.bincount(place, minlength=len(rows)).astype(float)
     result = Moments(rows, np.zeros(shape), np.zeros(shape), pixels)
     if not len(rows) and keep_map is None:
         return result
-    member = csr_matrix((1 / pixels[place], (place, at * np.int64(width) + along)), shape=(len(rows), height * width))
     window, size = (
         _window(canvas, box, mapper.model) if tiles == "aligned" else ((0, canvas.shape[0], 0, canvas.shape[1]), None)
     )
@@ -349,6 +341,24 @@ def _score_box(
     if keep_map is not None and probabilities is not None:
         keep_map(box, probabilities)
     return result
+
+
+def _members(canvas: Canvas, box: Box) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+    """Weight of each pixel of a box in the mean of each cell [n, h w], the cells' rows [n] and their pixels of the image [n]."""
+    width = box[3] - box[2]
+    parts = []
+    for strip in canvas.strips(box):
+        cells, at, along = canvas.cells(strip)
+        place, rows = pd.factorize(cells)
+        shown = csr_matrix(
+            (np.ones(len(place), np.float32), (place, at * width + along)),
+            shape=(len(rows), (strip[1] - strip[0]) * width),
+        ).tocoo()
+        parts.append((rows[shown.row], shown.col + np.int64(strip[0] - box[0]) * width, shown.data))
+    cells, at, count = (np.concatenate(column) for column in zip(*parts, strict=True))
+    place, rows = pd.factorize(cells, sort=True)
+    pixels = np.bincount(place, count, len(rows))
+    return csr_matrix((count / pixels[place], (place, at)), shape=(len(rows), (box[1] - box[0]) * width)), rows, pixels
 
 
 def _window(canvas: Canvas, box: Box, model: Nimbus) -> tuple[Box, tuple[int, int]]:

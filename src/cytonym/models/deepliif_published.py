@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cytonym.models.published import read_published
+from cytonym.models.torchscript import is_script, read_script
 
 LICENCE = (
     "The weights published with DeepLIIF are under the Apache licence 2.0 with the Commons Clause: for non-commercial academic "
@@ -128,34 +127,10 @@ def read_network(file: Path) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        The file is damaged, or holds code that runs when it is opened.
+        The file is damaged, or its weights cannot be had without running code.
     """
-    weights = _scripted(file) if _is_script(file) else read_published(file, file.name)[1]
+    weights = read_script(file) if is_script(file) else read_published(file, file.name)[1]
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-
-
-def _is_script(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(Path(name).name == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        return False
-
-
-def _scripted(file: Path) -> dict[str, Tensor]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            runs = any(b"__setstate__" in archive.read(name) for name in archive.namelist() if name.endswith(".py"))
-        with warnings.catch_warnings(action="ignore"):  # newer torch wants other formats
-            network = None if runs else torch.jit.load(file, map_location="cpu")
-    except Exception as error:  # damage shows as almost any error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        msg = f"'{file}' cannot be read as TorchScript ({reason}). It is damaged; get it again."
-        raise ValueError(msg) from error
-    if network is None:  # __setstate__ is the one method that opening a file calls
-        msg = f"'{file}' holds code that would run when it is opened, so it is not. Get the file of weights (.pth)."
-        raise ValueError(msg)
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 def _networks(folder: Path, epoch: str) -> PublishedFolder:

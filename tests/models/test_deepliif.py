@@ -370,9 +370,31 @@ def test_epochs_and_prefixes(tmp_path):
     assert equal(DeepLIIF.from_published(folder), new)
     assert equal(DeepLIIF.from_published(folder, epoch=100), old)
     with pytest.raises(
-        FileNotFoundError, match=r"No networks such as 7_net_G1.pth or G1.pt in .* Found: \['100_net_G1.pth'"
+        FileNotFoundError,
+        match=r"No networks such as 7_net_G1.pth in .* Found: \['100_net_G1.pth'.*Give the `epoch` of",
     ):
         DeepLIIF.from_published(folder, epoch=7)
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_kinds_and_epochs_are_not_mixed(tmp_path, older):
+    model = tiny(("x",))
+    folder = write(model, script(tiny(("x",), seed=9), tmp_path / "m", older=older), older=older, epoch="50")
+    told = DeepLIIF.from_published(folder, epoch=50).provenance
+    assert all(name.startswith("50_net_") for name in told["sha256"])
+    last = "G22" if older else "GS1"
+    (folder / f"50_net_{last}.pth").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"lacks \['50_net_{last}.pth'\] .* kind or epoch are not taken in their"
+    ):
+        DeepLIIF.from_published(folder, epoch=50)
+    with pytest.raises(FileNotFoundError, match="No networks such as 999_net_G1.pth in .*; that of G1.pt is 'latest'"):
+        DeepLIIF.from_published(folder, epoch=999)
+    told = DeepLIIF.from_published(folder).provenance
+    assert (told["epoch"], set(told["sha256"])) == ("latest", {path.name for path in folder.glob("*.pt")})
+    (folder / f"{last}.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks \['{last}.pt'\]"):
+        DeepLIIF.from_published(folder)
 
 
 @pytest.mark.parametrize("older", [True, False])
@@ -427,11 +449,15 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize(
     ("older", "gone", "message"),
     [
-        (True, "G2", r"lacks \['G2'\] \(files such as latest_net_G2.pth or G2.pt\) of the networks for 4 modalities"),
-        (True, "G53", r"lacks \['G53'\]"),
-        (True, "G4", r"lacks \['G41', 'G42', 'G43', 'G44'\]"),
-        (False, "GS0", r"lacks \['GS0'\]"),
-        (False, "GS4", r"lacks \['GS4'\]"),
+        (True, "G2", r"lacks \['latest_net_G2.pth'\] of the networks for 4 modalities. Found: \['latest_net_G1.pth'"),
+        (True, "G53", r"lacks \['latest_net_G53.pth'\]"),
+        (
+            True,
+            "G4",
+            r"lacks \['latest_net_G41.pth', 'latest_net_G42.pth', 'latest_net_G43.pth', 'latest_net_G44.pth'\]",
+        ),
+        (False, "GS0", r"lacks \['latest_net_GS0.pth'\]"),
+        (False, "GS4", r"lacks \['latest_net_GS4.pth'\]"),
         (False, "G4", "holds networks that do not belong to a model of 3 modalities: \\['GS4'\\]"),
     ],
 )
@@ -481,6 +507,7 @@ def test_weights_that_are_not_finite(tmp_path):
         ("input_nc: 1", "input_nc is 1 in the options and 3 in the networks"),
         ("modalities_no: 4", "modalities_no is 4 in the options and 2 in the networks"),
         ("modalities_names: a,b,c,d", "modalities_names is 4 in the options and 2 in the networks"),
+        ("seg_weights: a,b", "says seg_weights: a,b. It must be numbers, such as 0.5,0,0,0,0.5. Correct"),
         ("seg_weights: 0.5,0.5", "seg_weights is 2 in the options and 3 in the networks"),
         ("net_g: resnet_9blocks", "net_g is 9 in the options and 2 in the networks"),
         ("net_gs: unet_512", "net_gs is 512 in the options and 16 in the networks"),

@@ -197,7 +197,7 @@ class DeepLIIF(nn.Module):
             w_0 … w_M. Default: 0.5, 0, 0, 0, 0.5 for four modalities that the options do not name, as the authors' program runs
             its published model; else those of the options, else equal ones.
         epoch
-            Of the files.
+            Of the state dicts. TorchScript counts as "latest", where there are no state dicts of it.
 
         Raises
         ------

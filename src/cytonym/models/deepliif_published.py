@@ -100,7 +100,7 @@ def read_folder(folder: str | Path, epoch: str = "latest") -> PublishedFolder:
     if given := _items(options.get("modalities_names")):
         found.names = tuple(given[1:] if len(given) == n + 1 else given)  # with or without the input's
     if given := _items(options.get("seg_weights")):
-        found.segmentation_weights = tuple(float(w) for w in given)
+        found.segmentation_weights = _numbers(given, "seg_weights", folder / OPTIONS_FILE)
     _compare(found, options, folder / OPTIONS_FILE)
     side = options.get("crop_size", "")
     usual = max(512, 1 << found.shape["depth"])
@@ -135,14 +135,7 @@ def read_network(file: Path) -> dict[str, Tensor]:
 
 def _networks(folder: Path, epoch: str) -> PublishedFolder:
     """Which file is which generator: G1 … Gn, and GS0 … GSn or, in older folders, G<n+1>1 … G<n+1><n+1>."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda p: p.suffix):  # .pth after .pt, which it replaces
-        if m := re.fullmatch(rf"{re.escape(epoch)}_net_(GS?\d+)\.pth|(GS?\d+)\.pt", path.name):
-            files[m.group(1) or m.group(2)] = path
-    if not files:
-        there = sorted(p.name for p in folder.iterdir())[:10]
-        msg = f"No networks such as {epoch}_net_G1.pth or G1.pt in '{folder}'. Found: {there}."
-        raise FileNotFoundError(msg)
+    files, named = _files(folder, epoch)
     newer = any(name.startswith("GS") for name in files)
     plain = sorted(int(name[1:]) for name in files if not name.startswith("GS"))
     n = max((i for i in plain if newer or i < 10), default=0)
@@ -151,8 +144,8 @@ def _networks(folder: Path, epoch: str) -> PublishedFolder:
     missing = [name for name in (*translating, *drawn) if name not in files]
     if missing:
         msg = (
-            f"'{folder}' lacks {missing} (files such as {epoch}_net_{missing[0]}.pth or {missing[0]}.pt) of the networks for {n} "
-            f"modalities. Found: {sorted(files)}."
+            f"'{folder}' lacks {[named.format(name) for name in missing]} of the networks for {n} modalities. Found: "
+            f"{sorted(path.name for path in files.values())}. Files of another kind or epoch are not taken in their place."
         )
         raise FileNotFoundError(msg)
     over = sorted(set(files) - {*translating, *drawn})
@@ -160,6 +153,20 @@ def _networks(folder: Path, epoch: str) -> PublishedFolder:
         msg = f"'{folder}' holds networks that do not belong to a model of {n} modalities: {over}."
         raise ValueError(msg)
     return PublishedFolder(folder, [files[name] for name in translating], [files[name] for name in drawn])
+
+
+def _files(folder: Path, epoch: str) -> tuple[dict[str, Path], str]:
+    """Files of networks and how they are called: the epoch's state dicts, else TorchScript, which is of the latest epoch."""
+    kinds = [f"{epoch}_net_{{}}.pth"] + ["{}.pt"] * (epoch == "latest")
+    for named in kinds:
+        form = r"(GS?\d+)".join(map(re.escape, named.split("{}")))
+        found = {m.group(1): path for path in sorted(folder.iterdir()) if (m := re.fullmatch(form, path.name))}
+        if found:
+            return found, named
+    there = sorted(p.name for p in folder.iterdir())[:10]
+    wanted = " or ".join(named.format("G1") for named in kinds)
+    msg = f"No networks such as {wanted} in '{folder}'. Found: {there}. Give the `epoch` of the files; that of G1.pt is 'latest'."
+    raise FileNotFoundError(msg)
 
 
 def _shape(found: PublishedFolder) -> dict[str, Any]:
@@ -235,6 +242,14 @@ def _items(text: str | None) -> list[str]:
         except (ValueError, SyntaxError, TypeError):
             text = text.strip("[]()")
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _numbers(items: list[str], key: str, file: Path) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, items))
+    except ValueError as error:
+        msg = f"'{file}' says {key}: {','.join(items)}. It must be numbers, such as 0.5,0,0,0,0.5. Correct the line or take it away."
+        raise ValueError(msg) from error
 
 
 def _last_number(text: str | None) -> str | None:

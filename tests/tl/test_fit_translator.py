@@ -177,6 +177,32 @@ def test_names_of_the_modalities(tmp_path: Path) -> None:
     assert mapped.markers == ("nuclei",)
 
 
+def test_a_level_of_images_that_have_several() -> None:
+    """Elements with one level lie on the level's pixels; others have it too."""
+
+    def levels(pixels: np.ndarray, channels: list[str], factors: list[int] | None) -> Any:
+        shown = pixels if factors else pixels[:, ::2, ::2]
+        moved = {"global": Scale([1.0, 1.0] if factors else [2.0, 2.0], axes=("x", "y"))}
+        return Image2DModel.parse(
+            shown, dims=("c", "y", "x"), c_coords=channels, scale_factors=factors, transformations=moved
+        )
+
+    (stained, dapi, marker, drawn), _, _ = panels()
+    large = [np.repeat(np.repeat(p, 2, axis=1), 2, axis=2) for p in (stained, dapi[:1], marker[:1], drawn)]
+    names, channels = ("ihc", *NAMES, "truth"), (["r", "g", "b"], ["a"], ["b"], ["positive", "border", "negative"])
+    options = FAST | {"scale": "scale1", "modalities": NAMES, "pixel_size": 0.25}
+    expected = cy.tl.fit_translator(sample(), NAMES, **FAST)
+    for several in ((True, True, True, True), (True, True, False, False), (True, False, True, True)):
+        elements = {
+            name: levels(pixels, c, [2] if has else None)
+            for name, pixels, c, has in zip(names, large, channels, several, strict=True)
+        }
+        found = cy.tl.fit_translator(SpatialData(images=elements), **options)
+        assert equal(found, expected)
+        named = cy.tl.fit_translator(SpatialData(images=elements), class_map_key="truth", image_key="ihc", **options)
+        assert equal(named, expected)
+
+
 # --- held out ---
 
 

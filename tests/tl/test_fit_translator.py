@@ -274,6 +274,26 @@ def test_an_interrupted_training_ends_at_the_same_weights(tmp_path: Path, monkey
         cy.tl.fit_translator(sample(5), checkpoint_dir=tmp_path, **FAST)
 
 
+def test_a_state_is_of_what_was_held_out(tmp_path: Path) -> None:
+    folder = write_strips(tmp_path / "strips", 6)
+    options = FAST | {"checkpoint_dir": tmp_path / "state"}
+    first = cy.tl.fit_translator(folder, validation=0.2, **options)
+    with pytest.raises(ValueError, match="it began from other weights or data"):
+        cy.tl.fit_translator(folder, validation=0.5, **options)
+    assert equal(cy.tl.fit_translator(folder, validation=0.2, **options), first)
+    options = FAST | {"checkpoint_dir": tmp_path / "rows"}
+    cy.tl.fit_translator(sample(), validation=0.4, **options)
+    with pytest.raises(ValueError, match="it began from other weights or data"):
+        cy.tl.fit_translator(sample(), validation=0.6, **options)
+
+
+def test_something_is_left_to_train_on(tmp_path: Path) -> None:
+    many = cy.tl.fit_translator(write_strips(tmp_path, 6), validation=0.95, **FAST).provenance
+    assert (len(many["images"]), len(many["held_out"])) == (1, 5)
+    few = cy.tl.fit_translator(sample(), validation=0.95, **FAST).provenance
+    assert few["images"] == few["held_out"] == ["ihc"]
+
+
 def test_training_further_leaves_the_model_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = DeepLIIF.from_seed(NAMES, SMALL, seed=9)
     model.provenance = {"licence": "theirs"}

@@ -79,6 +79,11 @@ def test_held_out() -> None:
     assert {i.name for i in trained} | {i.name for i in judged} == set("abcdefghij")
     assert [i.name for i in held_out(many, 0.2, 16, 0)[1]] == [i.name for i in judged]
     assert held_out(many, 0, 16, 0) == (many, [])
+    trained, judged = held_out(few, 0.99, 16, 0)
+    assert [(i.name, i.shape, i.first) for i in trained] == [("a", (16, 20), 0), ("b", (20, 20), 0)]
+    assert [(i.name, i.shape, i.first) for i in judged] == [("a", (34, 20), 16)]
+    trained, judged = held_out(many, 0.99, 16, 0)
+    assert (len(trained), len(judged)) == (1, 9)
 
 
 @settings(max_examples=30, deadline=None)

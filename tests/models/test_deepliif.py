@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import re
 import warnings
-import zipfile
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ import cytonym as cy
 from cytonym.learning.gan_losses import GanWeights, Stains, discriminator_loss, generator_loss
 from cytonym.models import DeepLIIF, DeepLIIFConfig, load, save
 from cytonym.models.deepliif import PAPER_WEIGHTS, PUBLISHED_MODALITIES, PUBLISHED_WEIGHTS
-from cytonym.models.deepliif_published import LICENCE, read_network, read_options
+from cytonym.models.deepliif_published import LICENCE, read_options
 from cytonym.models.deepliif_training import DeepLIIFDiscriminators
 from cytonym.models.translation import TileNorm
 
@@ -372,9 +370,31 @@ def test_epochs_and_prefixes(tmp_path):
     assert equal(DeepLIIF.from_published(folder), new)
     assert equal(DeepLIIF.from_published(folder, epoch=100), old)
     with pytest.raises(
-        FileNotFoundError, match=r"No networks such as 7_net_G1.pth or G1.pt in .* Found: \['100_net_G1.pth'"
+        FileNotFoundError,
+        match=r"No networks such as 7_net_G1.pth in .* Found: \['100_net_G1.pth'.*Give the `epoch` of",
     ):
         DeepLIIF.from_published(folder, epoch=7)
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_kinds_and_epochs_are_not_mixed(tmp_path, older):
+    model = tiny(("x",))
+    folder = write(model, script(tiny(("x",), seed=9), tmp_path / "m", older=older), older=older, epoch="50")
+    told = DeepLIIF.from_published(folder, epoch=50).provenance
+    assert all(name.startswith("50_net_") for name in told["sha256"])
+    last = "G22" if older else "GS1"
+    (folder / f"50_net_{last}.pth").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"lacks \['50_net_{last}.pth'\] .* kind or epoch are not taken in their"
+    ):
+        DeepLIIF.from_published(folder, epoch=50)
+    with pytest.raises(FileNotFoundError, match="No networks such as 999_net_G1.pth in .*; that of G1.pt is 'latest'"):
+        DeepLIIF.from_published(folder, epoch=999)
+    told = DeepLIIF.from_published(folder).provenance
+    assert (told["epoch"], set(told["sha256"])) == ("latest", {path.name for path in folder.glob("*.pt")})
+    (folder / f"{last}.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks \['{last}.pt'\]"):
+        DeepLIIF.from_published(folder)
 
 
 @pytest.mark.parametrize("older", [True, False])
@@ -387,39 +407,6 @@ def test_torchscript(tmp_path, older):
     other = tiny(("x",), seed=9)
     write(other, tmp_path / "m", older=older)  # state dicts go before it
     assert equal(DeepLIIF.from_published(tmp_path / "m"), other)
-
-
-def test_torchscript_is_never_called(tmp_path):
-    """A script that fails when it is called gives its weights; one with code that runs at opening is refused."""
-
-    class Fails(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            assert bool((x < 0).all()), "called"
-            return x
-
-    class Runs(Fails):
-        @torch.jit.export
-        def __getstate__(self) -> tuple[Tensor, bool]:
-            return self.weight, self.training
-
-        @torch.jit.export
-        def __setstate__(self, state: tuple[Tensor, bool]) -> None:
-            self.weight = state[0]  # type: ignore[assignment]
-            self.training = state[1]
-            assert bool((self.weight < 0).all()), "called"
-
-    file = tmp_path / "G1.pt"
-    with warnings.catch_warnings(action="ignore"):
-        torch.jit.save(torch.jit.script(Fails()), file)
-    assert {k: v.tolist() for k, v in read_network(file).items()} == {"weight": [1, 1]}
-    with warnings.catch_warnings(action="ignore"):
-        torch.jit.save(torch.jit.script(Runs()), file)
-    with pytest.raises(ValueError, match="G1.pt' holds code that would run when it is opened, so it is not. Get"):
-        read_network(file)
 
 
 def test_code_in_files_is_never_run(tmp_path):
@@ -445,25 +432,6 @@ def test_damaged_files(tmp_path, cut, kind):
         DeepLIIF.from_published(folder)
 
 
-def test_changed_bytes_of_a_script(tmp_path):
-    """A network or the one error, never another."""
-    file = script(tiny(()), tmp_path / "m", older=False) / "GS0.pt"
-    whole = file.read_bytes()
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        starts = [info.header_offset for info in archive.infolist()]
-    generator = torch.Generator().manual_seed(0)
-    for at in [*starts, *torch.randint(len(whole), (30,), generator=generator).tolist()]:
-        changed = bytearray(whole)
-        changed[at] ^= 0x55
-        file.write_bytes(changed)
-        message = "damaged"
-        try:
-            assert all(isinstance(v, Tensor) for v in read_network(file).values())
-        except ValueError as error:
-            message = str(error)
-        assert re.search("damaged|holds code|holds no state dict", message)
-
-
 def test_nothing_there(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="does not exist. Pass the folder that holds the networks, such as latest_net_G1"
@@ -481,11 +449,15 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize(
     ("older", "gone", "message"),
     [
-        (True, "G2", r"lacks \['G2'\] \(files such as latest_net_G2.pth or G2.pt\) of the networks for 4 modalities"),
-        (True, "G53", r"lacks \['G53'\]"),
-        (True, "G4", r"lacks \['G41', 'G42', 'G43', 'G44'\]"),
-        (False, "GS0", r"lacks \['GS0'\]"),
-        (False, "GS4", r"lacks \['GS4'\]"),
+        (True, "G2", r"lacks \['latest_net_G2.pth'\] of the networks for 4 modalities. Found: \['latest_net_G1.pth'"),
+        (True, "G53", r"lacks \['latest_net_G53.pth'\]"),
+        (
+            True,
+            "G4",
+            r"lacks \['latest_net_G41.pth', 'latest_net_G42.pth', 'latest_net_G43.pth', 'latest_net_G44.pth'\]",
+        ),
+        (False, "GS0", r"lacks \['latest_net_GS0.pth'\]"),
+        (False, "GS4", r"lacks \['latest_net_GS4.pth'\]"),
         (False, "G4", "holds networks that do not belong to a model of 3 modalities: \\['GS4'\\]"),
     ],
 )
@@ -535,6 +507,7 @@ def test_weights_that_are_not_finite(tmp_path):
         ("input_nc: 1", "input_nc is 1 in the options and 3 in the networks"),
         ("modalities_no: 4", "modalities_no is 4 in the options and 2 in the networks"),
         ("modalities_names: a,b,c,d", "modalities_names is 4 in the options and 2 in the networks"),
+        ("seg_weights: a,b", "says seg_weights: a,b. It must be numbers, such as 0.5,0,0,0,0.5. Correct"),
         ("seg_weights: 0.5,0.5", "seg_weights is 2 in the options and 3 in the networks"),
         ("net_g: resnet_9blocks", "net_g is 9 in the options and 2 in the networks"),
         ("net_gs: unet_512", "net_gs is 512 in the options and 16 in the networks"),

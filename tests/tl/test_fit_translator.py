@@ -177,6 +177,32 @@ def test_names_of_the_modalities(tmp_path: Path) -> None:
     assert mapped.markers == ("nuclei",)
 
 
+def test_a_level_of_images_that_have_several() -> None:
+    """Elements with one level lie on the level's pixels; others have it too."""
+
+    def levels(pixels: np.ndarray, channels: list[str], factors: list[int] | None) -> Any:
+        shown = pixels if factors else pixels[:, ::2, ::2]
+        moved = {"global": Scale([1.0, 1.0] if factors else [2.0, 2.0], axes=("x", "y"))}
+        return Image2DModel.parse(
+            shown, dims=("c", "y", "x"), c_coords=channels, scale_factors=factors, transformations=moved
+        )
+
+    (stained, dapi, marker, drawn), _, _ = panels()
+    large = [np.repeat(np.repeat(p, 2, axis=1), 2, axis=2) for p in (stained, dapi[:1], marker[:1], drawn)]
+    names, channels = ("ihc", *NAMES, "truth"), (["r", "g", "b"], ["a"], ["b"], ["positive", "border", "negative"])
+    options = FAST | {"scale": "scale1", "modalities": NAMES, "pixel_size": 0.25}
+    expected = cy.tl.fit_translator(sample(), NAMES, **FAST)
+    for several in ((True, True, True, True), (True, True, False, False), (True, False, True, True)):
+        elements = {
+            name: levels(pixels, c, [2] if has else None)
+            for name, pixels, c, has in zip(names, large, channels, several, strict=True)
+        }
+        found = cy.tl.fit_translator(SpatialData(images=elements), **options)
+        assert equal(found, expected)
+        named = cy.tl.fit_translator(SpatialData(images=elements), class_map_key="truth", image_key="ihc", **options)
+        assert equal(named, expected)
+
+
 # --- held out ---
 
 
@@ -246,6 +272,26 @@ def test_an_interrupted_training_ends_at_the_same_weights(tmp_path: Path, monkey
     assert (tmp_path / STATE_FILE).is_file()
     with pytest.raises(ValueError, match="it began from other weights or data"):
         cy.tl.fit_translator(sample(5), checkpoint_dir=tmp_path, **FAST)
+
+
+def test_a_state_is_of_what_was_held_out(tmp_path: Path) -> None:
+    folder = write_strips(tmp_path / "strips", 6)
+    options = FAST | {"checkpoint_dir": tmp_path / "state"}
+    first = cy.tl.fit_translator(folder, validation=0.2, **options)
+    with pytest.raises(ValueError, match="it began from other weights or data"):
+        cy.tl.fit_translator(folder, validation=0.5, **options)
+    assert equal(cy.tl.fit_translator(folder, validation=0.2, **options), first)
+    options = FAST | {"checkpoint_dir": tmp_path / "rows"}
+    cy.tl.fit_translator(sample(), validation=0.4, **options)
+    with pytest.raises(ValueError, match="it began from other weights or data"):
+        cy.tl.fit_translator(sample(), validation=0.6, **options)
+
+
+def test_something_is_left_to_train_on(tmp_path: Path) -> None:
+    many = cy.tl.fit_translator(write_strips(tmp_path, 6), validation=0.95, **FAST).provenance
+    assert (len(many["images"]), len(many["held_out"])) == (1, 5)
+    few = cy.tl.fit_translator(sample(), validation=0.95, **FAST).provenance
+    assert few["images"] == few["held_out"] == ["ihc"]
 
 
 def test_training_further_leaves_the_model_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

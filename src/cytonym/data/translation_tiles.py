@@ -117,6 +117,8 @@ def held_out(
 ) -> tuple[list[Registered], list[Registered]]:
     """Images to train on and to judge by: some of many, or the last rows of each of a few.
 
+    However large the share, something is left to train on: one image, or as many rows of each as are needed.
+
     Parameters
     ----------
     images
@@ -133,17 +135,16 @@ def held_out(
     if not share:
         return list(images), []
     if len(images) >= many:
-        out = set(
-            np.random.default_rng([seed, 7]).permutation(len(images))[: max(1, round(share * len(images)))].tolist()
-        )
+        count = min(max(1, round(share * len(images))), len(images) - 1)
+        out = set(np.random.default_rng([seed, 7]).permutation(len(images))[:count].tolist())
         return [s for i, s in enumerate(images) if i not in out], [s for i, s in enumerate(images) if i in out]
     trained, judged = [], []
     for image in images:
         height = image.shape[0]
-        cut = height - max(least_px, round(share * height))
-        if cut < least_px:
+        if height < 2 * least_px:
             trained.append(image)
             continue
+        cut = min(max(least_px, height - round(share * height)), height - least_px)
         trained.append(image.rows(0, cut))
         judged.append(image.rows(cut, height))
     return trained, judged

@@ -189,15 +189,15 @@ class DeepLIIF(nn.Module):
         Parameters
         ----------
         folder
-            Holds `<epoch>_net_<name>.pth`, state dicts, of which nothing is run, or `<name>.pt`, TorchScript. Of TorchScript only
-            the weights are taken: its code is never called, and a file with code that would run on opening is refused.
+            Holds `<epoch>_net_<name>.pth`, state dicts, or else `<name>.pt`, TorchScript. Both are read as tensors: no code in them
+            is run, also none that torch would run on opening a file.
         modalities
             Names, in the order of G1, G2, …. Default: those of the options, else the paper's if there are four.
         segmentation_weights
             w_0 … w_M. Default: 0.5, 0, 0, 0, 0.5 for four modalities that the options do not name, as the authors' program runs
             its published model; else those of the options, else equal ones.
         epoch
-            Of the files.
+            Of the state dicts. TorchScript counts as "latest", where there are no state dicts of it.
 
         Raises
         ------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cytonym.models.published import read_published
+from cytonym.models.torchscript import is_script, read_script
 
 LICENCE = (
     "The weights published with DeepLIIF are under the Apache licence 2.0 with the Commons Clause: for non-commercial academic "
@@ -101,7 +100,7 @@ def read_folder(folder: str | Path, epoch: str = "latest") -> PublishedFolder:
     if given := _items(options.get("modalities_names")):
         found.names = tuple(given[1:] if len(given) == n + 1 else given)  # with or without the input's
     if given := _items(options.get("seg_weights")):
-        found.segmentation_weights = tuple(float(w) for w in given)
+        found.segmentation_weights = _numbers(given, "seg_weights", folder / OPTIONS_FILE)
     _compare(found, options, folder / OPTIONS_FILE)
     side = options.get("crop_size", "")
     usual = max(512, 1 << found.shape["depth"])
@@ -128,46 +127,15 @@ def read_network(file: Path) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        The file is damaged, or holds code that runs when it is opened.
+        The file is damaged, or its weights cannot be had without running code.
     """
-    weights = _scripted(file) if _is_script(file) else read_published(file, file.name)[1]
+    weights = read_script(file) if is_script(file) else read_published(file, file.name)[1]
     return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-
-
-def _is_script(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(Path(name).name == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        return False
-
-
-def _scripted(file: Path) -> dict[str, Tensor]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            runs = any(b"__setstate__" in archive.read(name) for name in archive.namelist() if name.endswith(".py"))
-        with warnings.catch_warnings(action="ignore"):  # newer torch wants other formats
-            network = None if runs else torch.jit.load(file, map_location="cpu")
-    except Exception as error:  # damage shows as almost any error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        msg = f"'{file}' cannot be read as TorchScript ({reason}). It is damaged; get it again."
-        raise ValueError(msg) from error
-    if network is None:  # __setstate__ is the one method that opening a file calls
-        msg = f"'{file}' holds code that would run when it is opened, so it is not. Get the file of weights (.pth)."
-        raise ValueError(msg)
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 def _networks(folder: Path, epoch: str) -> PublishedFolder:
     """Which file is which generator: G1 … Gn, and GS0 … GSn or, in older folders, G<n+1>1 … G<n+1><n+1>."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda p: p.suffix):  # .pth after .pt, which it replaces
-        if m := re.fullmatch(rf"{re.escape(epoch)}_net_(GS?\d+)\.pth|(GS?\d+)\.pt", path.name):
-            files[m.group(1) or m.group(2)] = path
-    if not files:
-        there = sorted(p.name for p in folder.iterdir())[:10]
-        msg = f"No networks such as {epoch}_net_G1.pth or G1.pt in '{folder}'. Found: {there}."
-        raise FileNotFoundError(msg)
+    files, named = _files(folder, epoch)
     newer = any(name.startswith("GS") for name in files)
     plain = sorted(int(name[1:]) for name in files if not name.startswith("GS"))
     n = max((i for i in plain if newer or i < 10), default=0)
@@ -176,8 +144,8 @@ def _networks(folder: Path, epoch: str) -> PublishedFolder:
     missing = [name for name in (*translating, *drawn) if name not in files]
     if missing:
         msg = (
-            f"'{folder}' lacks {missing} (files such as {epoch}_net_{missing[0]}.pth or {missing[0]}.pt) of the networks for {n} "
-            f"modalities. Found: {sorted(files)}."
+            f"'{folder}' lacks {[named.format(name) for name in missing]} of the networks for {n} modalities. Found: "
+            f"{sorted(path.name for path in files.values())}. Files of another kind or epoch are not taken in their place."
         )
         raise FileNotFoundError(msg)
     over = sorted(set(files) - {*translating, *drawn})
@@ -185,6 +153,20 @@ def _networks(folder: Path, epoch: str) -> PublishedFolder:
         msg = f"'{folder}' holds networks that do not belong to a model of {n} modalities: {over}."
         raise ValueError(msg)
     return PublishedFolder(folder, [files[name] for name in translating], [files[name] for name in drawn])
+
+
+def _files(folder: Path, epoch: str) -> tuple[dict[str, Path], str]:
+    """Files of networks and how they are called: the epoch's state dicts, else TorchScript, which is of the latest epoch."""
+    kinds = [f"{epoch}_net_{{}}.pth"] + ["{}.pt"] * (epoch == "latest")
+    for named in kinds:
+        form = r"(GS?\d+)".join(map(re.escape, named.split("{}")))
+        found = {m.group(1): path for path in sorted(folder.iterdir()) if (m := re.fullmatch(form, path.name))}
+        if found:
+            return found, named
+    there = sorted(p.name for p in folder.iterdir())[:10]
+    wanted = " or ".join(named.format("G1") for named in kinds)
+    msg = f"No networks such as {wanted} in '{folder}'. Found: {there}. Give the `epoch` of the files; that of G1.pt is 'latest'."
+    raise FileNotFoundError(msg)
 
 
 def _shape(found: PublishedFolder) -> dict[str, Any]:
@@ -260,6 +242,14 @@ def _items(text: str | None) -> list[str]:
         except (ValueError, SyntaxError, TypeError):
             text = text.strip("[]()")
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _numbers(items: list[str], key: str, file: Path) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, items))
+    except ValueError as error:
+        msg = f"'{file}' says {key}: {','.join(items)}. It must be numbers, such as 0.5,0,0,0,0.5. Correct the line or take it away."
+        raise ValueError(msg) from error
 
 
 def _last_number(text: str | None) -> str | None:

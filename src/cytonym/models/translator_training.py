@@ -136,7 +136,7 @@ class TranslatorTraining(nn.Module):
     features
         As in `learning.gan_losses.perceptual_loss`.
     learned_from
-        Hash of the images: a state of a training on others is refused.
+        Hash of the images, and of which are held out: a state of a training on others is refused.
     seed
         Of the discriminators.
 

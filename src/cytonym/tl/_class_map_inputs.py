@@ -26,7 +26,9 @@ LOOKED_AT, PALE, PALE_SHARE = 1024, 120, 0.1
 """A class map has nearly no pixels whose colors are all brighter than this, in a square of its middle."""
 
 
-def class_map_sources(sdata: SpatialData, key: str | Sequence[str] | None, system: str) -> list[CellSource]:
+def class_map_sources(
+    sdata: SpatialData, key: str | Sequence[str] | None, system: str, scale: str | None = None
+) -> list[CellSource]:
     """Class maps: those asked for, or those whose channels say so."""
     if key is None:
         key = [
@@ -39,7 +41,7 @@ def class_map_sources(sdata: SpatialData, key: str | Sequence[str] | None, syste
             )
             raise ValueError(msg)
     sources = []
-    for source in image_sources(sdata, image_key=key, coordinate_system=system):
+    for source in image_sources(sdata, image_key=key, coordinate_system=system, scale=scale):
         if list(source.channels) == list(CLASS_MAP):
             if np.dtype(source.pixels.dtype) != np.uint8:
                 msg = (
@@ -48,7 +50,7 @@ def class_map_sources(sdata: SpatialData, key: str | Sequence[str] | None, syste
                 raise ValueError(msg)
             sources.append(source)
         else:
-            [drawn] = brightfield_sources(sdata, source.image_key, system, None)
+            [drawn] = brightfield_sources(sdata, source.image_key, system, scale)
             _require_drawn(drawn)
             sources.append(drawn)
     return sources

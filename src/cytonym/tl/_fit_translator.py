@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -103,8 +105,8 @@ def fit_translator(
     recipe
         All about the training; default `models.TRANSLATOR_RECIPE`, for minutes on a CPU. `models.DEEPLIIF_RECIPE` is the paper's.
     validation
-        Share of the images that is held out, or of the rows of each of fewer than five; 0 keeps the last weights. It does not matter for
-        strips with a folder `val`.
+        Share of the images that is held out, or of the rows of each of fewer than five; 0 keeps the last weights. One image, or the
+        rows of one tile, are always trained on. It does not matter for strips with a folder `val`.
     features
         Network for the perceptual term, where the recipe has one: images [B, 3, S, S] from -1 to 1 to five depths of features.
     {rng}
@@ -214,7 +216,9 @@ def _train(
     from cytonym.learning.fit_gan import fit_gan  # lightning takes seconds to import
 
     count = _counter(network.config.pixel_size)
-    training = TranslatorTraining(network, recipe, held, count, features=features, learned_from=pairs.digest, seed=seed)
+    training = TranslatorTraining(
+        network, recipe, held, count, features=features, learned_from=_digest(pairs, trained, judged), seed=seed
+    )
     logger.info(
         "Training %s on %d images, %d modalities: %d steps of %d tiles of %d px; %d tiles are held out.",
         network.name, len(trained), len(network.markers), recipe.steps, recipe.batch_size, size, len(held),
@@ -236,6 +240,12 @@ def _train(
         "held_out_count_error": error if np.isfinite(error) else None,
     } | ({"started_from": licence} if licence else {})
     return result
+
+
+def _digest(pairs: Pairs, trained: Sequence[Registered], judged: Sequence[Registered]) -> bytes:
+    """Of all pixels, and of the images and rows on either side of the split."""
+    split = [[(image.name, image.first, *image.shape) for image in images] for images in (trained, judged)]
+    return hashlib.sha256(pairs.digest + json.dumps(split).encode()).digest()
 
 
 def _names(images: Sequence[Registered]) -> list[str]:

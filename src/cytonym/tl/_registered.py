@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from spatialdata.models import get_channel_names
+from xarray import DataTree
 
 from cytonym.data import transforms
 from cytonym.data.brightfield import CLASS_MAP, TRANSLATIONS, derived_key
@@ -163,7 +164,7 @@ def registered(
     table_key, class_key
         Table and column with the nuclei's classes.
     coordinate_system, scale
-        Where the elements meet, and the level of multi-scale ones.
+        Where the elements meet, and the level to read of those that have several.
     channels
         Of each modality: 1 or 3.
 
@@ -267,9 +268,18 @@ class _Place:
             )
             raise ValueError(msg)
 
+    def level(self, key: str) -> str | None:
+        """Name of the level to read of an image, where it has several."""
+        return self.scale if isinstance(self.sdata.images.get(key), DataTree) else None
+
+    def class_map(self, key: str) -> CellSource:
+        """A class map, wherever it lies."""
+        [source] = class_map_sources(self.sdata, key, self.system, self.level(key))
+        return source
+
     def modality(self, name: str, key: str, channels: int) -> np.ndarray:
         """Pixels uint8 [channels, H, W] of a modality."""
-        [source] = image_sources(self.sdata, image_key=key, coordinate_system=self.system, scale=self.scale)
+        [source] = image_sources(self.sdata, image_key=key, coordinate_system=self.system, scale=self.level(key))
         self.require(source, f"Modality {name!r}:" if name == key else f"Modality {name!r}, image")
         if np.dtype(source.pixels.dtype) != np.uint8:
             pixels = _box(source)
@@ -321,8 +331,7 @@ def _class_map(
     if map_key is None:
         made = sdata.attrs.get(TRANSLATIONS, {})
         drawn = [key for key in sdata.images if key not in made and _is_map(sdata, key)]
-        sources = class_map_sources(sdata, drawn, place.system) if drawn else []
-        keys = [s.image_key for s in sources if place.is_here(s)]
+        keys = [key for key in drawn if place.is_here(place.class_map(key))]
         if len(keys) != 1:
             found = f"several: {keys}" if keys else "none that lies on its pixels and was not translated"
             msg = (
@@ -331,7 +340,7 @@ def _class_map(
             )
             raise ValueError(msg)
         map_key = keys[0]
-    [source] = class_map_sources(sdata, [map_key], place.system)
+    source = place.class_map(map_key)
     place.require(source, "Class map")
     return _box(source), map_key
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.segmentation import find_boundaries
 
+from cytonym.data import canvas as module
 from cytonym.data.canvas import Axis, Canvas, normalized
 from cytonym.data.cell_masks import CellMasks
 from cytonym.data.labels import LabelGrid, label_centroids
@@ -83,6 +84,23 @@ def test_a_box_is_a_part_of_the_whole(canvas_of, shape, ratio, seed, data):
     here = (at >= box[0]) & (at < box[1]) & (along >= box[2]) & (along < box[3])
     expected = sorted(zip(cells[here], at[here] - box[0], along[here] - box[2], strict=True))
     assert sorted(zip(*canvas.cells(box), strict=True)) == expected
+
+
+@pytest.mark.parametrize("piece_px", [1, 3000])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.3, 6.0])
+def test_pieces_do_not_matter(canvas_of, monkeypatch, piece_px, ratio):
+    rng = np.random.default_rng(0)
+    canvas = canvas_of(rng.random((3, 50, 41)), ratio, rng.integers(0, 6, (50, 41)))
+    at_once = markers(canvas, [0.7, 0.4, 1.0]), canvas.interior(whole(canvas))
+    monkeypatch.setattr(module, "PIECE_PX", piece_px)
+    strips = list(canvas.strips(whole(canvas)))
+    assert [s[0] for s in strips[1:]] == [s[1] for s in strips[:-1]]
+    assert (strips[0][0], strips[-1][1]) == (0, canvas.shape[0])
+    assert len(strips) > 1
+    for found, expected in zip(
+        (markers(canvas, [0.7, 0.4, 1.0]), canvas.interior(whole(canvas))), at_once, strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 @settings(max_examples=60, deadline=None)

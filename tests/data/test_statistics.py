@@ -36,6 +36,29 @@ def test_statistics_of_small_images_are_those_of_all_pixels(make_source, store_p
         assert found["quantile"][c] == pytest.approx(np.quantile(positive, 0.7) if len(positive) else 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "chunk", "groups"),
+    [("numpy", 2, [1] * 5), ("zarr", 1, [1] * 5), ("zarr", 2, [2, 2, 1]), ("dask", 2, [2, 2, 1])],
+)
+def test_channels_in_small_groups(make_source, store_pixels, monkeypatch, kind, chunk, groups):
+    """A few at a time, or those of a chunk."""
+    pixels = np.random.default_rng(0).poisson(1.0, (5, 70, 60)).astype("u2")
+    pixels[3] = 0
+    expected = channel_statistics([make_source(pixels, everywhere((70, 60)))])
+    read, statistics = [], module._statistics
+
+    def counted(sources, *args, **kwargs):
+        read.append(len(sources[0].channels))
+        return statistics(sources, *args, **kwargs)
+
+    monkeypatch.setattr(module, "CHANNELS", 1)
+    monkeypatch.setattr(module, "_statistics", counted)
+    found = channel_statistics([make_source(store_pixels(pixels, kind, (chunk, 32, 32)), everywhere((70, 60)))])
+    assert read == groups
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 @pytest.mark.parametrize("binning", [1, 3])
 def test_statistics_do_not_depend_on_storage(make_source, store_pixels, monkeypatch, binning):
     monkeypatch.setattr(module, "SQUARE_PX", 32)

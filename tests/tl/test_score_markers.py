@@ -192,6 +192,66 @@ def test_rows_of_other_regions_stay_nan(tissue, scored):
     assert again.obsm["part_positivity"].notna().all(axis=1).tolist() == first.tolist()
 
 
+def test_scores_of_other_images_are_not_erased(tissue, scored, monkeypatch):
+    sdata = joined(tissue(n_side=3), tissue(n_side=4, seed=2, names=("image2", "cells2")))
+    one, two = ({"image_key": f"image{i}", "labels_key": f"cells{i}"} for i in ("", "2"))
+    both = {"image_key": ["image", "image2"], "labels_key": ["cells", "cells2"]}
+    scored(sdata, key_added="first", **both)
+    before = sdata["table"].obsm["first_positivity"].copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(_score_markers, "fields", lambda *a, **k: pytest.fail("pixels were read"))
+        message = "`obsm['first_positivity']` of table 'table' has values for 16 cells that are not among those of this call, and would lose them"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            scored(sdata, key_added="first", **one)
+    pd.testing.assert_frame_equal(sdata["table"].obsm["first_positivity"], before)
+    assert scored(sdata, key_added="first", inplace=False, **one).obsm["first_positivity"].isna().any(axis=None)
+    scored(sdata, key_added="second", **two)
+    scored(sdata, key_added="second", **two)  # its own cells once more
+    scored(sdata, key_added="first", **both)
+
+
+def test_places_of_cells_that_come_later(tissue, scored):
+    """Those that are known stay; a table with two images gets the places of the second with its scores."""
+    sdata = joined(tissue(n_side=3), tissue(n_side=4, seed=2, names=("image2", "cells2")))
+    scored(sdata, image_key=["image", "image2"], labels_key=["cells", "cells2"])
+    table = sdata["table"]
+    places = table.obsm["spatial"].copy()
+    second = (table.obs["region"] == "cells2").to_numpy()
+    table.obsm["spatial"][second] = np.nan
+    table.obsm["spatial"][~second] += 1000
+    scored(sdata, image_key="image2", labels_key="cells2", key_added="later")
+    np.testing.assert_array_equal(sdata["table"].obsm["spatial"], np.where(second[:, None], places, places + 1000))
+
+
+def test_some_channels_of_panels_that_differ(tissue, scored):
+    two = tissue(n_side=4, seed=2, markers=["CD20", "CD8", "DNA"], names=("image2", "cells2"))
+    sdata = joined(tissue(n_side=3, seed=1), two)
+    keys = {"image_key": ["image", "image2"], "labels_key": ["cells", "cells2"]}
+    every = scored(sdata, inplace=False, **keys).obsm["nimbus_positivity"]
+    some = scored(sdata, channels=["CD8", "CD20"], inplace=False, **keys).obsm["nimbus_positivity"]
+    pd.testing.assert_frame_equal(some, every[["CD20", "CD8"]], check_like=True)
+    with pytest.raises(
+        KeyError,
+        match=r"No channel \['gold'\] in images \['image', 'image2'\]. Available: \['DNA', 'CD3', 'CD20', 'CD8'\]",
+    ):
+        scored(sdata, channels=["gold", "CD3"], **keys)
+    with pytest.raises(ValueError, match=r"Image 'image' has none of the channels \['CD8'\].*Leave it out"):
+        scored(sdata, channels=["CD8"], **keys)
+
+
+def test_results_of_earlier_scores_are_named(tissue, scored, caplog):
+    sdata = tissue()
+    scored(sdata)
+    cy.tl.call_markers(sdata["table"])
+    rules = pd.DataFrame({"CD3": ["+", "-"], "CD20": ["-", "+"]}, index=["T", "B"])
+    cy.tl.phenotype_cells(sdata["table"], rules)
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        scored(sdata, key_added="other")
+        assert "Made of earlier scores" not in caplog.text
+        scored(sdata)
+    assert "Made of earlier scores and not made again: ['nimbus_calls', 'phenotype']" in caplog.text
+
+
 def test_brightness_can_be_given_and_is_that_of_the_paper_on_request(tissue, scored):
     found = scored(tissue(), normalization={"DNA": 50, "CD3": 20.0, "CD20": 9}, inplace=False)
     assert found.uns["nimbus"]["normalization"]["factor"].tolist() == [50.0, 20.0, 9.0]
@@ -345,7 +405,15 @@ def test_names_of_images_are_checked_before_any_work(tissue, scored, tmp_path, m
             ValueError, match=f"`sdata` has an element '{name}' already. Choose another name, or remove it"
         ):
             scored(sdata, image_added=name)
+    with pytest.raises(ValueError, match="`sdata` has an element 'image' already"):  # a store may not tell them apart
+        scored(sdata, image_added="IMAGE")
     for name in ("", "a/b", "a b", "__p", ".", ".."):
+        if name:
+            with pytest.raises(
+                ValueError,
+                match=re.escape(f"`key_added` must be a name of letters, digits, '_', '-' and '.', got {name!r}"),
+            ):
+                scored(sdata, key_added=name)
         with pytest.raises(
             ValueError,
             match=re.escape(f"`image_added` must be a name of letters, digits, '_', '-' and '.', got {name!r}"),
@@ -428,6 +496,27 @@ def test_a_write_that_stops_halfway_leaves_no_half_image(tissue, scored, tmp_pat
             scored(sdata, image_added="p")
     assert "table" not in sdata.tables
     assert set(sd.read_zarr(tmp_path / "tissue.zarr").images) == {"image"}
+
+
+def test_images_that_were_added_go_with_what_fails_later(tissue, scored, tmp_path, monkeypatch):
+    joined(tissue(n_side=2), tissue(n_side=3, names=("image2", "cells2"))).write(tmp_path / "tissue.zarr")
+    sdata = sd.read_zarr(tmp_path / "tissue.zarr")
+    keys = {"image_key": ["image", "image2"], "labels_key": ["cells", "cells2"]}
+    added = _score_markers._Picture.add
+
+    def second_fails(self: Any, sdata: SpatialData, name: str, system: str) -> None:
+        if name == "image2_p":
+            msg = "disk full"
+            raise OSError(msg)
+        added(self, sdata, name, system)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_score_markers._Picture, "add", second_fails)
+        with pytest.raises(OSError, match="disk full"):
+            scored(sdata, image_added="p", **keys)
+    assert set(sdata.images) == set(sd.read_zarr(tmp_path / "tissue.zarr").images) == {"image", "image2"}
+    scored(sdata, image_added="p", **keys)
+    assert {"image_p", "image2_p"} < set(sd.read_zarr(tmp_path / "tissue.zarr").images)
 
 
 # --- unusual input ---

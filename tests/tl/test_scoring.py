@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 import cytonym as cy
+from cytonym.data import canvas as canvas_module
 from cytonym.data.canvas import Canvas
 from cytonym.data.source import resolve
 from cytonym.learning.maps import padded
@@ -146,6 +147,16 @@ def test_cores_partition_the_canvas_at_strides(tiny, model):
         assert y0 % model.stride == x0 % model.stride == 0
         seen[y0:y1, x0:x1] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("pixel_size", [1.0, 0.25])
+def test_pixels_in_small_pieces(tiny, model, monkeypatch, pixel_size):
+    field = field_of(tissue_of((60, 41)), model, pixel_size)
+    expected = score_field(field, model)
+    same(expected, slow_scores(field, model))
+    monkeypatch.setattr(canvas_module, "PIECE_PX", 800)
+    assert len(list(field.canvas.strips((0, field.canvas.shape[0], 0, field.canvas.shape[1])))) > 2
+    same(score_field(field, model), expected)
 
 
 def test_channels_in_small_groups(tiny, model, monkeypatch):
@@ -411,6 +422,14 @@ def test_brightness_of_the_paper():
     for name, layers in together.items():
         pixels = np.concatenate([layer.ravel() for layer in layers])
         assert found[name] == pytest.approx(np.quantile(pixels[pixels > 0], 0.9999), rel=1e-5)
+
+
+def test_brightness_counts_an_image_once():
+    """Whatever the elements that name its cells."""
+    one, two = (cy.io.from_arrays(np.full((1, 30, 30), v), touching((30, 30)), channels=["a"]) for v in (2.0, 4.0))
+    one.labels["more"] = one["cells"]
+    sources = [*resolve(one, image_key=["image", "image"], labels_key=["cells", "more"]), *resolve(two)]
+    assert brightness(sources, "released", 0.99) == {"a": 3.0}
 
 
 def test_brightness_does_not_depend_on_the_panel():

@@ -142,7 +142,8 @@ def translate_stain(
     `images[f"{image}_{modality}"]`
         With `rgb=True`: uint8, channels `r`, `g` and `b`.
     `attrs["translate_stain"]`
-        For each of them, which image, model and numbers it was made with; of networks the hash of their weights and their licence.
+        For each of them, which image (and level, and its pixel size), model and numbers it was made with; of networks the hash of
+        their weights and their licence.
 
     `{image}` is the name of the image without `_image` at its end.
 
@@ -222,7 +223,8 @@ def translate_stain(
     record: dict[str, Any] = {}
     for source in sources:
         translator, told = ready[source.image_key]
-        params = {"image": source.image_key, "white": white[source.image_key].tolist()} | told
+        params = {"image": source.image_key, "level": scale or "", "image_pixel_size": source.pixel_size}
+        params |= {"white": white[source.image_key].tolist()} | told
         folder = None if out is None else Path(out)
         for key, element in _translated(sdata, source, translator, scale, scale_factors, folder, params).items():
             made[key], record[key] = element, params

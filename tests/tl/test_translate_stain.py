@@ -349,3 +349,10 @@ def test_names_that_are_taken(stained):
     sdata["other-image"] = sdata["ihc_image"]
     with pytest.raises(ValueError, match="would share the names"):
         cy.tl.translate_stain(sdata, image_key=["other_image", "other-image"], diameter_px=14)
+    sdata["other_class_map"] = sdata["ihc_image"]
+    del sdata.labels["other_stains"]
+    with pytest.raises(
+        ValueError, match=r"Images \['other_class_map'\] are there already, and `sdata.attrs` does not tell"
+    ):
+        cy.tl.translate_stain(sdata, image_key="other_image", diameter_px=14)
+    cy.tl.translate_stain(sdata, image_key="other_image", diameter_px=14, class_map=False)

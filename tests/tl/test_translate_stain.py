@@ -261,6 +261,15 @@ def test_an_inverted_image_that_is_not_dark_is_told(caplog):
     assert "inverted" not in caplog.text
 
 
+def test_black_that_a_scanner_filled_in_is_told(caplog):
+    pixels = immunohistochemistry().transpose(2, 0, 1)
+    cy.tl.translate_stain(image(pixels), diameter_px=14, class_map=False)
+    assert not caplog.text
+    filled = np.where(np.arange(512) < 50, 0, pixels).astype(np.uint8)
+    cy.tl.translate_stain(image(filled), diameter_px=14, class_map=False)
+    assert "ihc_image is black in 10 % of its pixels" in caplog.text
+
+
 def test_pictures_of_a_translation_are_not_translated(section):
     sdata = image(section()[0], ("r", "g", "b"))
     cy.tl.translate_stain(sdata, diameter_px=14)

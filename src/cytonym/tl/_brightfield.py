@@ -38,6 +38,9 @@ DARKEST = 60
 INVERTED = 140, 8
 """Half of an inverted image is at most so bright, and its bright places are by so much more colored than its dark ones. In thirty
 images of sections half of the pixels are brighter than 174, and the bright places less colored."""
+BLACK, BLACK_SHARE = 3, 0.02
+"""More pixels than this share with no color brighter than this are no tissue, but what a scanner has not seen and filled with black:
+DAB lets red through, which is still above 30 at five times the density of 3+."""
 LEAST_RANGE = 12
 """Intensities that differ less than this show nothing."""
 
@@ -129,6 +132,13 @@ def require_tissue(source: CellSource, counts: np.ndarray, white: np.ndarray) ->
             "%s looks inverted: bright places have a color, and dark ones have none. If it is, 255 - image is what is needed.",
             source.image_key,
         )
+    black = float((counts[:, : BLACK + 1].sum(axis=1) / counts.sum(axis=1)).min())
+    if black > BLACK_SHARE:
+        logger.warning(
+            "%s is black in %.0f %% of its pixels. Where a scanner fills up what it has not seen, nuclei are found that are none: crop "
+            "the image, or make these places white (255).",
+            source.image_key, 100 * black,
+        )  # fmt: skip
     darkest = (counts.cumsum(axis=1) > 1e-3 * counts.sum(axis=1, keepdims=True)).argmax(axis=1)
     if (white - darkest).max() < LEAST_RANGE:
         logger.warning("%s is blank: there is no tissue to see.", source.image_key)

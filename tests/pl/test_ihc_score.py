@@ -71,6 +71,25 @@ def test_the_numbers_are_those_of_the_verb():
     not_cut_off(figure)
 
 
+def nuclei_drawn(figure) -> list[int]:
+    """Of the histogram of each row."""
+    bars = [[bar for bar in ax.patches if hasattr(bar, "get_height")] for ax in figure.axes[3::4]]
+    return [round(sum(bar.get_height() for bar in row)) for row in bars]
+
+
+@pytest.mark.parametrize("groups", [[1, 2], [1.0, 2.0], [True, False], ["total", "b"]])
+@pytest.mark.parametrize("categorical", [False, True])
+def test_a_row_has_its_own_nuclei(groups, categorical):
+    adata = table(110)
+    adata.obs["patient"] = [groups[0]] * 100 + [groups[1]] * 10
+    if categorical:
+        adata.obs["patient"] = pd.Categorical(adata.obs["patient"], categories=groups)
+    scores = cy.tl.score_ihc(adata, by="patient")
+    figure = cy.pl.ihc_score(adata, by="patient")
+    assert nuclei_drawn(figure) == scores["num_total"].tolist()
+    assert sorted(scores["num_total"]) == [10, 100, 110]
+
+
 @pytest.mark.parametrize("regions", [1, 2, 12])
 def test_any_number_of_regions(regions):
     adata = table(regions=regions)

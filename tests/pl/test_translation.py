@@ -148,6 +148,29 @@ def test_channels_of_networks():
     not_cut_off(figure)
 
 
+def test_pictures_that_are_not_of_this_translation_are_not_shown():
+    sdata = nine(channels=("DAPI", "marker"), dtype="u1")
+    for name in ("DAPI", "marker"):
+        sdata[f"core_{name}"] = image(np.full((3, SIDE, SIDE), 99, np.uint8), "rgb")
+    sdata.attrs["translate_stain"] |= {"core_marker": {"image": "core_image", "weights_sha256": "of others"}}
+    figure = cy.pl.translation(sdata)  # DAPI was measured
+    for ax, channel in zip(figure.axes[1:3], sdata["core_stains"].data, strict=True):
+        np.testing.assert_array_equal(picture(ax), channel)
+
+
+def test_what_is_transparent_is_white():
+    sdata = nine()
+    rgb = np.asarray(sdata["core_image"].data)
+    opacity = np.full((1, SIDE, SIDE), 255, np.uint8)
+    opacity[:, :, :30] = 0
+    black = np.where(opacity == 0, 0, rgb).astype(np.uint8)
+    sdata["core_image"] = image(np.concatenate([black, opacity]), ("r", "g", "b", "a"))
+    ihc, *_, nuclei, _ = cy.pl.translation(sdata).axes
+    expected = np.where(opacity == 0, 255, rgb).transpose(1, 2, 0)
+    np.testing.assert_array_equal(picture(ihc), expected)
+    assert colors_in(nuclei, slice(9, 11), slice(9, 11)) == {(255, 255, 255)}
+
+
 def test_with_what_is_there():
     bare = nine()
     del bare.tables["table"]

@@ -135,6 +135,29 @@ def test_makes_named_images_where_the_image_is():
     assert len(sdata.images) == 5
 
 
+def test_pictures_of_other_networks_are_removed():
+    sdata = translated(real(64, 80), tiny(), rgb=True)
+    pictures = {f"ihc_{name}" for name in NAMES}
+    assert pictures <= set(sdata.images)
+    cy.tl.translate_stain(sdata, tiny(), device="cpu")
+    assert pictures <= set(sdata.images)  # still what these networks make
+    cy.tl.translate_stain(sdata, tiny(seed=1), device="cpu")
+    assert set(sdata.images) == {"ihc_image", "ihc_stains", "ihc_class_map"}
+    assert set(sdata.attrs["translate_stain"]) == {"ihc_stains", "ihc_class_map"}
+
+
+def test_a_measured_modality_is_not_replaced():
+    sdata = brightfield(real(64, 80))
+    sdata["ihc_DAPI"] = measured = sdata["ihc_image"]
+    with pytest.raises(
+        ValueError, match=r"Images \['ihc_DAPI'\] are there already.*Rename or delete them, or.*`rgb` out"
+    ):
+        cy.tl.translate_stain(sdata, tiny(), image_key="ihc_image", device="cpu", rgb=True)
+    assert set(sdata.images) == {"ihc_image", "ihc_DAPI"}
+    cy.tl.translate_stain(sdata, tiny(), image_key="ihc_image", device="cpu")
+    assert sdata["ihc_DAPI"] is measured
+
+
 def test_bright_means_more():
     """Where tiles do not overlap, a channel is the largest color, or 255 less the smallest for a stain on bright ground."""
     sdata = translated(real(64, 64), tiny(), rgb=True)

@@ -121,6 +121,20 @@ def test_a_folder_is_made_for_the_file(tmp_path):
     assert json.loads((tmp_path / "new" / "scores.json").read_text())["num_pos"] == 1
 
 
+def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    adata = table(["positive", "negative"], [0.1, 0.5], area=["a", "b"])
+    with pytest.raises(
+        ValueError, match="a file where there is one group, 'all', but .* is a folder. Name a file in it"
+    ):
+        cy.tl.score_ihc(adata, path=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"a folder where there are several groups, \['a', 'b'\], but .*file' is a file"
+    ):
+        cy.tl.score_ihc(adata, by="area", path=tmp_path / "file")
+    assert "ihc_intensity" not in adata.obs
+
+
 def test_table_must_be_there(stained):
     sdata, _, _ = stained()
     with pytest.raises(KeyError, match="No table 'table'"):

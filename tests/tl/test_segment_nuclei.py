@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel
+from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Scale
 
 import cytonym as cy
 from cytonym.data.class_map import default_size
+from cytonym.data.source import resolve
 from cytonym.data.stains import separate_stains, summed_density
 
 CHANNELS = ("positive", "border", "negative")
@@ -205,7 +206,110 @@ def test_again_with_other_settings_replaces():
     assert len(np.unique(sdata["nuclei"].values)) == 4
 
 
+def pyramid(section, pixel_size=None):
+    """A section with a level of half its resolution, and its marker, brighter to the right."""
+    rgb = section()[0].repeat(2, axis=1).repeat(2, axis=2)
+    marker = np.broadcast_to(np.arange(400).astype(np.uint8), (1, 320, 400))
+    place = None if pixel_size is None else {"global": Scale([pixel_size] * 2, axes=("x", "y"))}
+    images = {
+        name: Image2DModel.parse(
+            pixels, dims=("c", "y", "x"), c_coords=names, transformations=place and dict(place), scale_factors=[2]
+        )
+        for name, pixels, names in (("ihc_image", rgb, ["r", "g", "b"]), ("ihc_marker", marker.copy(), ["Ki67"]))
+    }
+    return SpatialData(images=images)
+
+
+@pytest.mark.parametrize(("pixel_size", "resolution"), [(None, "40x"), (0.25, "20x")])
+def test_maps_of_a_coarse_level_are_measured_on_it(pixel_size, resolution, section):
+    sdata = pyramid(section, pixel_size)
+    cy.tl.translate_stain(sdata, scale="scale1", diameter_px=14)
+    made = sdata.attrs["translate_stain"]["ihc_class_map"]
+    known = None if pixel_size is None else 2 * pixel_size
+    assert (made["level"], made["image_pixel_size"]) == ("scale1", known)
+    cy.tl.segment_nuclei(sdata, marker_key="ihc_marker")
+    table = sdata["table"]
+    params = table.uns["segment_nuclei"]["params"]["nuclei"]
+    assert (params["resolution"], params["image"]) == (resolution, "ihc_image")
+    rgb = sdata["ihc_image"]["scale1"]["image"].values
+    marker = sdata["ihc_marker"]["scale1"]["image"].values[0]
+    dab = separate_stains(rgb, made["white"])[1]
+    for row in table.obs.itertuples():
+        inside = sdata["nuclei"].values == row.instance_id
+        assert row.dab_density == pytest.approx(dab[inside].mean(), abs=1e-4)
+        assert row.marker_max == marker[inside].max()
+    if pixel_size is None:
+        assert "area_um2" not in table.obs
+    else:
+        np.testing.assert_allclose(table.obs["area_um2"], table.obs["area"] * known**2)
+    before = table.obs.copy()
+    cy.tl.segment_nuclei(sdata, image_key="ihc_image", marker_key="ihc_marker")
+    assert sdata["table"].obs.equals(before)
+    del sdata.images["ihc_image"]
+    cy.tl.segment_nuclei(sdata)
+    assert sdata["table"].uns["segment_nuclei"]["params"]["nuclei"]["resolution"] == resolution
+    assert ("area_um2" in sdata["table"].obs) == (pixel_size is not None)
+
+
+def test_a_map_that_its_image_has_no_level_for_is_told(caplog, section):
+    sdata = pyramid(section)
+    cy.tl.translate_stain(sdata, scale="scale1", diameter_px=14)
+    sdata["ihc_image"] = sdata.images.pop("ihc_image")["scale0"]["image"]
+    cy.tl.segment_nuclei(sdata)
+    assert "ihc_image lies on other pixels than ihc_class_map, so there are no optical densities" in caplog.text
+    assert "dab_density" not in sdata["table"].obs
+
+
+def two_maps():
+    """A nucleus in each, that of the second paler."""
+    drawn = np.zeros((3, 64, 64), np.uint8)
+    drawn[0, 5:15, 5:15] = 255
+    return mapped(drawn, name="a_class_map", b_class_map=(drawn // 2, CHANNELS))
+
+
+def test_a_map_that_has_become_empty_keeps_no_labels():
+    sdata = two_maps()
+    cy.tl.segment_nuclei(sdata)
+    assert set(sdata.labels) == {"a_nuclei", "b_nuclei"}
+    cy.tl.segment_nuclei(sdata, seg_thresh=200)
+    assert set(sdata.labels) == {"a_nuclei"}
+    assert set(sdata["table"].obs["region"]) == {"a_nuclei"}
+
+
+def test_an_interruption_leaves_what_was_there(monkeypatch):
+    from cytonym.tl import _segment_nuclei
+
+    sdata = mapped(squares())
+    cy.tl.segment_nuclei(sdata)
+    labels, table = sdata["nuclei"], sdata["table"]
+    for name in ("find_cells_of_map", "open_table"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_segment_nuclei, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                cy.tl.segment_nuclei(sdata, size_thresh=None)
+        assert sdata["nuclei"] is labels
+        assert sdata["table"] is table
+
+
+def test_centres_are_those_of_the_labels():
+    sdata = mapped(dumbbells(), pixel_size=0.3)
+    cy.tl.segment_nuclei(sdata, watershed=True)
+    [source] = resolve(sdata, image_key="map_image", labels_key="nuclei")
+    assert sdata["table"].obs["instance_id"].tolist() == source.instance_ids.tolist()
+    np.testing.assert_allclose(sdata["table"].obsm["spatial"], source.spatial)
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
+def test_labels_of_others_are_not_replaced():
+    sdata = mapped(squares())
+    sdata["nuclei"] = Labels2DModel.parse(np.ones((200, 240), np.int32), dims=("y", "x"))
+    with pytest.raises(ValueError, match=r"Labels \['nuclei'\] are there already, and the table 'table' does not tell"):
+        cy.tl.segment_nuclei(sdata)
+    assert (sdata["nuclei"].values == 1).all()
+    cy.tl.segment_nuclei(sdata, key_added="found")
+    assert len(sdata["table"]) == 2
+
+
 def test_a_table_of_others_is_not_replaced():
     sdata = mapped(squares())
     cy.tl.segment_nuclei(sdata, key_added="old")

@@ -261,6 +261,15 @@ def test_an_inverted_image_that_is_not_dark_is_told(caplog):
     assert "inverted" not in caplog.text
 
 
+def test_black_that_a_scanner_filled_in_is_told(caplog):
+    pixels = immunohistochemistry().transpose(2, 0, 1)
+    cy.tl.translate_stain(image(pixels), diameter_px=14, class_map=False)
+    assert not caplog.text
+    filled = np.where(np.arange(512) < 50, 0, pixels).astype(np.uint8)
+    cy.tl.translate_stain(image(filled), diameter_px=14, class_map=False)
+    assert "ihc_image is black in 10 % of its pixels" in caplog.text
+
+
 def test_pictures_of_a_translation_are_not_translated(section):
     sdata = image(section()[0], ("r", "g", "b"))
     cy.tl.translate_stain(sdata, diameter_px=14)
@@ -349,3 +358,10 @@ def test_names_that_are_taken(stained):
     sdata["other-image"] = sdata["ihc_image"]
     with pytest.raises(ValueError, match="would share the names"):
         cy.tl.translate_stain(sdata, image_key=["other_image", "other-image"], diameter_px=14)
+    sdata["other_class_map"] = sdata["ihc_image"]
+    del sdata.labels["other_stains"]
+    with pytest.raises(
+        ValueError, match=r"Images \['other_class_map'\] are there already, and `sdata.attrs` does not tell"
+    ):
+        cy.tl.translate_stain(sdata, image_key="other_image", diameter_px=14)
+    cy.tl.translate_stain(sdata, image_key="other_image", diameter_px=14, class_map=False)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
+import zarr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cytonym.data.source import CellSource
+
 CLASS_MAP = ("positive", "border", "negative")
 """Channels of a class map: red, green and blue."""
 RGB = ("red", "green", "blue")
+OPACITY = ("a", "alpha", "3")
+"""Names of a fourth channel that says what is transparent."""
 TRANSLATIONS = "translate_stain"
 """Entry of `sdata.attrs` that tells how each image was made."""
 SEGMENTATION = "segment_nuclei"
@@ -71,3 +78,24 @@ def rgb_order(names: Sequence[str]) -> list[int] | None:
         if set(wanted) <= set(known):
             return [known.index(color) for color in wanted]
     return [0, 1, 2] if len(known) in (3, 4) and all(name.isdigit() for name in known) else None
+
+
+def rgb_source(source: CellSource) -> CellSource | None:
+    """Red, green and blue of an image, in this order and white where it is transparent; None where it has other channels.
+
+    Parameters
+    ----------
+    source
+        An image of 8 bits.
+    """
+    order = rgb_order(source.channels)
+    if order is None:
+        return None
+    index = source.channel_index[order]
+    left = [i for i in range(len(source.channels)) if i not in order]
+    if len(left) != 1 or source.channels[left[0]].lower() not in OPACITY:
+        return replace(source, channels=RGB, channel_index=index)
+    stored = isinstance(source.pixels, zarr.Array)
+    planes = da.from_zarr(source.pixels) if stored else da.asarray(source.pixels)
+    shown = on_white(planes[index], planes[source.channel_index[left]])
+    return replace(source, pixels=shown, channels=RGB, channel_index=np.arange(3))

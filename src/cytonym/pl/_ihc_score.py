@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from spatialdata import SpatialData
 
 from cytonym.data.checks import require_key
+from cytonym.get import labels_of
 from cytonym.pl._style import INK, new_figure, styled
 from cytonym.pl._translation import COLORS
 from cytonym.tl import score_ihc
@@ -91,7 +92,8 @@ def ihc_score(
         table, by=by, class_key=class_key, density_key=density_key, thresholds=thresholds, key_added=grade_key
     )
     column = by or table.uns.get("spatialdata_attrs", {}).get("region_key")
-    groups = pd.Series("", index=table.obs_names) if column is None else table.obs[column].astype(object)
+    one = pd.Series(scores.index[0], index=table.obs_names)
+    groups = one if column is None else labels_of(table, column).astype(object)
     known = table.obs[class_key].notna().to_numpy()
     graded = grade_key in table.obs and bool(scores["h_score"].notna().any())
     high = _highest(table.obs[density_key], thresholds) if graded else 1.0
@@ -107,7 +109,8 @@ def ihc_score(
         _name(axes[0], str(name), score)
         _positive(axes[1], score)
         if graded:
-            members = known & ((groups == name).to_numpy() if name in set(groups) else groups.notna().to_numpy())
+            total = n > 1 and row == n - 1
+            members = known & (groups.notna() if total else groups == name).to_numpy()
             _intensities(axes[2], score)
             density = table.obs[density_key].to_numpy(dtype=np.float64)
             positive = (table.obs[class_key] == "positive").to_numpy()

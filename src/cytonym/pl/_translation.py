@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from spatialdata.models import get_channel_names
 from xarray import DataTree
 
-from cytonym.data.brightfield import RGB, SEGMENTATION, TRANSLATIONS, derived_key, rgb_order
+from cytonym.data.brightfield import SEGMENTATION, TRANSLATIONS, derived_key, rgb_order, rgb_source
 from cytonym.data.checks import require_key
 from cytonym.data.source import image_sources, resolve
 from cytonym.data.table import open_table
@@ -65,7 +65,7 @@ def translation(
     """Show a stained image, its inferred channels, the outlines of its nuclei over it, and the nuclei in the color of their class.
 
     Stains that were separated from the image (`"classical"`) have the color that the dye alone would have; what a network
-    inferred is shown as it drew it, where there is a picture of it (`{image}_{channel}`), and in grey otherwise.
+    inferred is shown as it drew it, where the same translation kept a picture of it (`rgb=True`), and in grey otherwise.
 
     Parameters
     ----------
@@ -241,14 +241,14 @@ def _labels_key(sdata: SpatialData, image_key: str, key: str | None, table_key: 
 
 
 def _as_rgb(source: CellSource) -> CellSource:
-    order = rgb_order(source.channels)
-    if order is None or np.dtype(source.pixels.dtype) != np.uint8:
+    found = rgb_source(source)
+    if found is None or np.dtype(source.pixels.dtype) != np.uint8:
         msg = (
             f"Image {source.image_key!r} is not RGB of 8 bits: its channels are {list(source.channels)}, "
             f"{np.dtype(source.pixels.dtype)}."
         )
         raise ValueError(msg)
-    return replace(source, channels=RGB, channel_index=source.channel_index[order])
+    return found
 
 
 def _same_level(sdata: SpatialData, image_key: str, stains: CellSource) -> str | None:
@@ -280,14 +280,14 @@ def _bare_view(image: CellSource, box: Box) -> View:
 def _show_channel(
     ax: Axes, sdata: SpatialData, image: CellSource, stains: CellSource, name: str, view: View, system: str
 ) -> None:
-    """A picture of the channel where there is one, else the channel: as the dye, or in grey."""
+    """A picture of the channel where the same translation made one, else the channel: as the dye, or in grey."""
     picture = derived_key(image.image_key, re.sub(r"[^\w.-]", "_", name))
-    if picture in sdata.images and rgb_order([str(c) for c in get_channel_names(sdata.images[picture])]) is not None:
+    record = sdata.attrs.get(TRANSLATIONS, {})
+    if picture in sdata.images and picture in record and record[picture] == record.get(stains.image_key):
         [source] = [_as_rgb(one) for one in image_sources(sdata, image_key=picture, coordinate_system=system)]
-        if source.shape[1:] == stains.shape[1:]:
-            drawn = np.moveaxis(read_pixels(source, view.box, view.step), 0, -1)
-            ax.imshow(np.rint(drawn).astype(np.uint8), extent=view.extent)
-            return
+        drawn = np.moveaxis(read_pixels(source, view.box, view.step), 0, -1)
+        ax.imshow(np.rint(drawn).astype(np.uint8), extent=view.extent)
+        return
     at = [stains.channels.index(name)]
     [pixels] = read_pixels(replace(stains, channel_index=stains.channel_index[at]), view.box, view.step)
     if name in DYES and stains.pixels.dtype.kind == "f":

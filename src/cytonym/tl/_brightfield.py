@@ -6,13 +6,11 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import zarr
 from spatialdata.models import get_channel_names
 
 from cytonym.data.brightfield import CLASS_MAP as CLASS_MAP
-from cytonym.data.brightfield import RGB, TRANSLATIONS, on_white, rgb_order
+from cytonym.data.brightfield import TRANSLATIONS, rgb_order, rgb_source
 from cytonym.data.brightfield import derived_key as derived_key
 from cytonym.data.nuclear_size import nucleus_diameter
 from cytonym.data.source import image_sources
@@ -37,11 +35,12 @@ LEAST_NUCLEUS_PX = 6.0
 LEAST_SIDE_PX = 32
 DARKEST = 60
 """Half of a brightfield image is brighter than this, in some channel."""
-OPACITY = ("a", "alpha", "3")
-"""Names of a fourth channel that says what is transparent."""
 INVERTED = 140, 8
 """Half of an inverted image is at most so bright, and its bright places are by so much more colored than its dark ones. In thirty
 images of sections half of the pixels are brighter than 174, and the bright places less colored."""
+BLACK, BLACK_SHARE = 3, 0.02
+"""More pixels than this share with no color brighter than this are no tissue, but what a scanner has not seen and filled with black:
+DAB lets red through, which is still above 30 at five times the density of 3+."""
 LEAST_RANGE = 12
 """Intensities that differ less than this show nothing."""
 
@@ -76,9 +75,9 @@ def brightfield_sources(
 
 
 def _checked(source: CellSource) -> CellSource:
-    order = rgb_order(source.channels)
+    found = rgb_source(source)
     _, height, width = source.shape
-    if order is None:
+    if found is None:
         msg = (
             f"Image {source.image_key!r} is not RGB: its channels are {list(source.channels)}. If three of them are red, "
             "green and blue, name them so: sdata.set_channel_names(key, ['r', 'g', 'b'])."
@@ -95,18 +94,13 @@ def _checked(source: CellSource) -> CellSource:
             f"Image {source.image_key!r} is too small: {height} x {width} pixels, at least {LEAST_SIDE_PX} are needed."
         )
         raise ValueError(msg)
-    index = source.channel_index[order]
-    left = [i for i in range(len(source.channels)) if i not in order]
-    if len(left) == 1 and source.channels[left[0]].lower() in OPACITY:
-        logger.info("%s: what is transparent (channel %r) is white.", source.image_key, source.channels[left[0]])
-        stored = isinstance(source.pixels, zarr.Array)
-        planes = da.from_zarr(source.pixels) if stored else da.asarray(source.pixels)
-        shown = on_white(planes[index], planes[source.channel_index[left]])
-        return replace(source, pixels=shown, channels=RGB, channel_index=np.arange(3))
-    if left:
-        names = [source.channels[i] for i in left]
-        logger.info("%s: channels %s are left out, beside red, green and blue.", source.image_key, names)
-    return replace(source, channels=RGB, channel_index=index)
+    order = rgb_order(source.channels) or []
+    left = [name for i, name in enumerate(source.channels) if i not in order]
+    if left and found.pixels is not source.pixels:
+        logger.info("%s: what is transparent (channel %r) is white.", source.image_key, left[0])
+    elif left:
+        logger.info("%s: channels %s are left out, beside red, green and blue.", source.image_key, left)
+    return found
 
 
 def require_tissue(source: CellSource, counts: np.ndarray, white: np.ndarray) -> bool:
@@ -138,6 +132,13 @@ def require_tissue(source: CellSource, counts: np.ndarray, white: np.ndarray) ->
             "%s looks inverted: bright places have a color, and dark ones have none. If it is, 255 - image is what is needed.",
             source.image_key,
         )
+    black = float((counts[:, : BLACK + 1].sum(axis=1) / counts.sum(axis=1)).min())
+    if black > BLACK_SHARE:
+        logger.warning(
+            "%s is black in %.0f %% of its pixels. Where a scanner fills up what it has not seen, nuclei are found that are none: crop "
+            "the image, or make these places white (255).",
+            source.image_key, 100 * black,
+        )  # fmt: skip
     darkest = (counts.cumsum(axis=1) > 1e-3 * counts.sum(axis=1, keepdims=True)).argmax(axis=1)
     if (white - darkest).max() < LEAST_RANGE:
         logger.warning("%s is blank: there is no tissue to see.", source.image_key)

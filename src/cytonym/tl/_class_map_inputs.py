@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from spatialdata.models import get_channel_names
+from xarray import DataTree
 
 from cytonym.data import transforms
 from cytonym.data.source import image_sources, level_of
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from cytonym.data.source import CellSource
+
+logger = logging.getLogger("cytonym")
 
 LOOKED_AT, PALE, PALE_SHARE = 1024, 120, 0.1
 """A class map has nearly no pixels whose colors are all brighter than this, in a square of its middle."""
@@ -95,30 +99,57 @@ def images_beside(
         if one is None:
             found.append(None)
             continue
-        if name == "image_key":
-            [image] = brightfield_sources(sdata, one, system, None)
-        else:
-            [image] = image_sources(sdata, image_key=one, coordinate_system=system, channels=wanted)
-        if key is None and not _same_grid(sdata, source, image, system):
-            found.append(None)  # the map was made of another level
+        level = _level_on(sdata, source, one, system)
+        if level is None and key is None:
+            logger.warning("%s lies on other pixels than %s, so there are no optical densities.", one, source.image_key)
+            found.append(None)
             continue
-        _require_grid(sdata, source, image, system, name)
+        if name == "image_key":
+            [image] = brightfield_sources(sdata, one, system, level)
+        else:
+            [image] = image_sources(sdata, image_key=one, coordinate_system=system, scale=level, channels=wanted)
+        if level is None:
+            msg = (
+                f"`{name}` must lie on the pixels of the class map {source.image_key!r} ({source.shape[1]} x {source.shape[2]}), "
+                f"but {one!r} has {image.shape[1]} x {image.shape[2]} pixels or another transformation. Resample it first, or "
+                "leave it out."
+            )
+            raise ValueError(msg)
         found.append(image)
     return found
 
 
-def _same_grid(sdata: SpatialData, a: CellSource, b: CellSource, system: str) -> bool:
-    first, second = (transforms.matrix(level_of(sdata.images[s.image_key]), s.image_key, system) for s in (a, b))
-    return a.shape[1:] == b.shape[1:] and np.allclose(first, second)
+def _level_on(sdata: SpatialData, source: CellSource, key: str, system: str) -> str | None:
+    """Level of an image that lies on the pixels of a class map, None where none does."""
+    if key not in sdata.images:
+        return None
+    place = transforms.matrix(level_of(sdata.images[source.image_key]), source.image_key, system)
+    image = sdata.images[key]
+    for name in image.children if isinstance(image, DataTree) else ["scale0"]:
+        level = level_of(image, name)
+        same_shape = (level.sizes["y"], level.sizes["x"]) == source.shape[1:]
+        if same_shape and np.allclose(transforms.matrix(level, key, system), place):
+            return str(name)
+    return None
 
 
-def _require_grid(sdata: SpatialData, a: CellSource, b: CellSource, system: str, name: str) -> None:
-    if not _same_grid(sdata, a, b, system):
-        msg = (
-            f"`{name}` must lie on the pixels of the class map {a.image_key!r} ({a.shape[1]} x {a.shape[2]}), but "
-            f"{b.image_key!r} has {b.shape[1]} x {b.shape[2]} pixels or another transformation. Resample it first, or leave it out."
-        )
-        raise ValueError(msg)
+def pixel_size_of(source: CellSource, image: CellSource | None, made: dict[str, Any]) -> float | None:
+    """Micrometres a pixel of a class map, None where unknown.
+
+    That of a map that was made of a coarse level is the level's, which its pyramid tells: the map's own transformation holds
+    the level's factor, and so a scale, whether or not the size of a pixel is known.
+
+    Parameters
+    ----------
+    source, image
+        The map, and the stained image on its pixels.
+    made
+        What the map's translation recorded; empty where it has none.
+    """
+    if not made.get("level"):
+        return source.pixel_size
+    size: float | None = made["image_pixel_size"] if image is None else image.pixel_size
+    return size
 
 
 def white_of(image: CellSource, made: dict[str, Any]) -> np.ndarray:

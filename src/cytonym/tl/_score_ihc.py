@@ -76,7 +76,7 @@ def score_ihc(
         No such table or column.
     ValueError
         Classes are others, no nucleus has one, thresholds do not rise, densities are not numbers, files would have one
-        name, or `key_added` is a column that is read.
+        name, `path` is a folder for one group or a file for several, or `key_added` is a column that is read.
 
     Examples
     --------
@@ -107,8 +107,8 @@ def score_ihc(
     positive, known = _classes(data, class_key)
     groups = _groups(data, by)
     names = [name for name in groups.cat.categories if (known & (groups == name)).any()]
-    if path is not None and len(names) > 1:
-        _require_names(names)
+    if path is not None:
+        _require_path(Path(path), names)
     grade = _grades(data, density_key, limits)
     if grade is not None:
         data.obs[key_added] = grade
@@ -177,7 +177,20 @@ def _row(positive: np.ndarray, members: np.ndarray, grade: pd.Categorical | None
     return row
 
 
-def _require_names(names: Sequence[str]) -> None:
+def _require_path(path: Path, names: Sequence[str]) -> None:
+    """Refuse a file for several groups, and a folder for one, before anything is written."""
+    if len(names) == 1:
+        if path.is_dir():
+            msg = (
+                f"`path` is a file where there is one group, {names[0]!r}, but '{path}' is a folder. Name a file in it."
+            )
+            raise ValueError(msg)
+        return
+    if path.exists() and not path.is_dir():
+        msg = (
+            f"`path` is a folder where there are several groups, {list(names)}, but '{path}' is a file. Name a folder."
+        )
+        raise ValueError(msg)
     files = [str(name).replace("/", "_").replace("\\", "_") for name in names]
     if len({file.lower() for file in files}) < len(files):
         msg = f"Groups {list(names)} would be written to files of one name. Rename them, or leave `path` out."

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from spatialdata import SpatialData
 from spatialdata.models import Labels2DModel
 from spatialdata.transformations import get_transformation
 
+from cytonym.data import transforms
 from cytonym.data.class_map import RESOLUTIONS, CellRules
 from cytonym.data.pixel_store import lazy
-from cytonym.data.source import level_of, resolve
-from cytonym.data.table import INSTANCE_KEY, open_table
+from cytonym.data.source import level_of
+from cytonym.data.table import open_table
 from cytonym.tl._brightfield import derived_key
-from cytonym.tl._class_map_inputs import class_map_sources, images_beside, white_of
+from cytonym.tl._class_map_inputs import class_map_sources, images_beside, pixel_size_of, white_of
 from cytonym.tl._class_maps import DAB, TILE_PX, UNIT, ClassMap, find_cells_of_map
 from cytonym.tl._translate_stain import ATTRS, level_factors
 from cytonym.tl._translators import CLASS_MAP_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from spatialdata import SpatialData
 
     from cytonym.data.class_map import Cells, Resolution
     from cytonym.data.source import CellSource
@@ -76,10 +76,11 @@ def segment_nuclei(
     class_map_key
         Class map, or maps; by default all images with the channels `positive`, `border` and `negative`.
     image_key
-        The stained image of each map, on the same pixels, for optical densities; a sequence pairs up with the maps. By
-        default the one that the map was made of.
+        The stained image of each map, for optical densities; a sequence pairs up with the maps. One of its levels must lie on the
+        map's pixels. By default the one that the map was made of.
     marker_key
-        Image of the marker for each map, on the same pixels, for its largest intensity in each nucleus.
+        Image of the marker for each map, for its largest intensity in each nucleus; it lies on the map's pixels as `image_key`
+        does.
     marker_channel
         Channel, or channels, of the marker image; their maximum by default.
     seg_thresh
@@ -108,8 +109,8 @@ def segment_nuclei(
     key_added
         Name of the labels where there is one map; with several, the map of `core3` gets `core3_{key_added}`.
     table_key
-        Table that the results go to. One that this function has made of the same labels is replaced; there must be no other
-        of this name.
+        Table that the results go to. One that this function has made of the same labels is replaced, and the labels with it;
+        there must be no other table and no other labels of these names.
     coordinate_system
         Coordinate system in which the pixel size is known.
     out
@@ -143,7 +144,7 @@ def segment_nuclei(
         No such image or channel.
     ValueError
         There is no class map, an image does not lie on its pixels, a threshold has no meaning, no nucleus is found, or the
-        table is taken.
+        table or the labels are taken.
 
     Examples
     --------
@@ -185,6 +186,10 @@ def segment_nuclei(
     images = images_beside(sdata, sources, image_key, coordinate_system, "image_key")
     markers = images_beside(sdata, sources, marker_key, coordinate_system, "marker_key", marker_channel)
     record = sdata.attrs.get(ATTRS, {})
+    sources = [
+        replace(source, pixel_size=pixel_size_of(source, image, record.get(source.image_key, {})))
+        for source, image in zip(sources, images, strict=True)
+    ]
     labels: dict[str, Any] = {}
     cells: dict[str, Cells] = {}
     params: dict[str, Any] = {}
@@ -252,11 +257,10 @@ def _require_free(sdata: SpatialData, keys: Sequence[str], table_key: str) -> No
         raise ValueError(msg)
     if table_key in sdata.tables:
         table = sdata.tables[table_key]
-        regions = table.uns.get("spatialdata_attrs", {}).get("region") or []
-        regions = [regions] if isinstance(regions, str) else list(regions)
-        if KEY not in table.uns or not set(regions) <= set(keys):
+        regions = _annotated(table) | _made(sdata, table_key)
+        if KEY not in table.uns or not regions <= set(keys):
             msg = (
-                f"Table {table_key!r} annotates {regions}, and this would replace it by one of {list(keys)}. Choose a "
+                f"Table {table_key!r} annotates {sorted(regions)}, and this would replace it by one of {list(keys)}. Choose a "
                 "`table_key` that is not taken."
             )
             raise ValueError(msg)
@@ -264,6 +268,18 @@ def _require_free(sdata: SpatialData, keys: Sequence[str], table_key: str) -> No
     if others:
         msg = f"Labels {list(keys)} are annotated by the tables {others}. Choose another `key_added`."
         raise ValueError(msg)
+    foreign = sorted((set(keys) & set(sdata.labels)) - _made(sdata, table_key))
+    if foreign:
+        msg = (
+            f"Labels {foreign} are there already, and the table {table_key!r} does not tell that `tl.segment_nuclei` made them. "
+            "Choose another `key_added`, or delete them."
+        )
+        raise ValueError(msg)
+
+
+def _made(sdata: SpatialData, table_key: str) -> set[str]:
+    """Labels that an earlier call wrote with this table."""
+    return set(sdata.tables[table_key].uns.get(KEY, {}).get("params", {})) if table_key in sdata.tables else set()
 
 
 def _annotated(table: Any) -> set[str]:
@@ -288,26 +304,39 @@ def _write(
     table_key: str,
     system: str,
 ) -> None:
-    """Labels and their table, which replaces one of these labels."""
-    if table_key in sdata.tables:
-        del sdata.tables[table_key]
-    for key, element in labels.items():
-        if key in sdata.labels:
-            del sdata.labels[key]
-        sdata.labels[key] = element
-    keys = [source.image_key for source in sources]
-    found = resolve(sdata, image_key=keys, labels_key=list(labels), table_key=table_key, coordinate_system=system)
-    opened = open_table(sdata, found, table_key)
+    """Labels and their table, in place of those that an earlier call wrote; nothing is taken away before all is there."""
+    found = [_with_cells(sdata, source, key, cells[key], system) for source, key in zip(sources, labels, strict=True)]
     columns: dict[str, list[np.ndarray]] = {}
-    ids = opened.table.obs[INSTANCE_KEY].to_numpy()
-    for source, rows in zip(found, opened.rows, strict=True):
-        for name, values in _measured(cells[source.region], ids[rows] - 1, source.pixel_size).items():
+    for source in found:
+        for name, values in _measured(cells[source.region], source.instance_ids - 1, source.pixel_size).items():
             columns.setdefault(name, []).append(values)
     obs: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
     obs = {name: values for name, values in obs.items() if not (values.dtype.kind == "f" and np.isnan(values).all())}
     called = np.where(obs.pop("positive"), *NAMES[::-1])
     obs = {"ihc_class": pd.Categorical(called, categories=NAMES), **obs}
-    opened.write(obs=obs, uns={KEY: {"params": params}})
+    new = open_table(SpatialData(), found, table_key).write(obs=obs, uns={KEY: {"params": params}}, inplace=False)
+    for key in {*labels, *_made(sdata, table_key)} & set(sdata.labels):
+        del sdata.labels[key]
+    if table_key in sdata.tables:
+        del sdata.tables[table_key]
+    for key, element in labels.items():
+        sdata.labels[key] = element
+    sdata.tables[table_key] = new
+
+
+def _with_cells(sdata: SpatialData, source: CellSource, key: str, cells: Cells, system: str) -> CellSource:
+    """A class map with the cells that were found in it, by their numbers in the labels."""
+    kept = np.flatnonzero(cells.kept)
+    points = cells.parts.center[kept] + 0.5
+    place = transforms.matrix(level_of(sdata.images[source.image_key]), source.image_key, system)
+    return replace(
+        source,
+        region=key,
+        kind="labels",
+        instance_ids=kept + 1,
+        centers=points[:, ::-1],
+        spatial=transforms.apply(place, points),
+    )
 
 
 def _measured(cells: Cells, rows: np.ndarray, pixel_size: float | None) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from cytonym.data.source import level_of
 from cytonym.data.stains import intensity_counts, white_level
 from cytonym.data.tiles import iter_tiles
 from cytonym.tl._brightfield import brightfield_sources, derived_key, nuclear_diameters, require_tissue
+from cytonym.tl._translation_names import outdated, require_free
 from cytonym.tl._translators import TILE_PX, ClassicalTranslator
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def translate_stain(
 
     Returns
     -------
-    None. Sets the following elements, which lie where the image lies and replace those of the same name:
+    None. Sets the following elements, which lie where the image lies. They replace those that this function made before, and
+    pictures of modalities that other networks or settings made are removed:
 
     `images[f"{image}_stains"]`
         Classical: f4, channels `hematoxylin` and `DAB`, in units of optical density. Networks: uint8, a channel each modality
@@ -142,7 +144,8 @@ def translate_stain(
     `images[f"{image}_{modality}"]`
         With `rgb=True`: uint8, channels `r`, `g` and `b`.
     `attrs["translate_stain"]`
-        For each of them, which image, model and numbers it was made with; of networks the hash of their weights and their licence.
+        For each of them, which image (and level, and its pixel size), model and numbers it was made with; of networks the hash of
+        their weights and their licence.
 
     `{image}` is the name of the image without `_image` at its end.
 
@@ -154,7 +157,8 @@ def translate_stain(
         `model` is no model.
     ValueError
         An unknown model, or one of another kind; an option that is for the other kind of model; an image that is not RGB of 8
-        bits, dark as fluorescence, or too small; no size of nuclei; pixels that the networks cannot know.
+        bits, dark as fluorescence, or too small; no size of nuclei; pixels that the networks cannot know; names that are taken by
+        other elements.
 
     Examples
     --------
@@ -206,7 +210,7 @@ def translate_stain(
         ready = _learned(network, sources, pixel_size, settings)
         suffixes = [*ready[sources[0].image_key][0].outputs]
     keys = [derived_key(source.image_key, suffix) for source in sources for suffix in suffixes]
-    _require_free(sdata, keys, [source.image_key for source in sources])
+    require_free(sdata, keys, [source.image_key for source in sources])
     white, shown = {}, {}
     for source in sources:
         counts = intensity_counts(tile.pixels for tile in iter_tiles(source.pixels, source.channel_index, tile_px=side))
@@ -222,15 +226,17 @@ def translate_stain(
     record: dict[str, Any] = {}
     for source in sources:
         translator, told = ready[source.image_key]
-        params = {"image": source.image_key, "white": white[source.image_key].tolist()} | told
+        params = {"image": source.image_key, "level": scale or "", "image_pixel_size": source.pixel_size}
+        params |= {"white": white[source.image_key].tolist()} | told
         folder = None if out is None else Path(out)
         for key, element in _translated(sdata, source, translator, scale, scale_factors, folder, params).items():
             made[key], record[key] = element, params
+    for key in {*made, *outdated(sdata, record)} & set(sdata.images):
+        del sdata.images[key]
     for key, element in made.items():
-        if key in sdata.images:
-            del sdata.images[key]
         sdata.images[key] = element
-    sdata.attrs[ATTRS] = {**sdata.attrs.get(ATTRS, {}), **record}
+    told = {key: entry for key, entry in sdata.attrs.get(ATTRS, {}).items() if key in sdata.images}
+    sdata.attrs[ATTRS] = {**told, **record}
     logger.info("New images: %s.", ", ".join(made))
 
 
@@ -288,21 +294,6 @@ def _require_none(options: dict[str, Any], kind: str) -> None:
     given = [f"`{name}`" for name, value in options.items() if value is not None]
     if given:
         msg = f"For {kind} only, so leave out: {', '.join(given)}."
-        raise ValueError(msg)
-
-
-def _require_free(sdata: SpatialData, keys: Sequence[str], images: Sequence[str]) -> None:
-    both = sorted(set(keys) & set(images))
-    if both:
-        msg = f"New images {both} would replace images that are translated. Name what to translate by `image_key`, or rename them."
-        raise ValueError(msg)
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        msg = f"Images {list(images)} would share the names {twice}. Translate them one by one, or rename them."
-        raise ValueError(msg)
-    taken = [key for key in keys if key in sdata and key not in sdata.images]
-    if taken:
-        msg = f"{taken} are taken by elements that are no images. Rename them first."
         raise ValueError(msg)
 
 

@@ -402,6 +402,9 @@ def test_wrong_magnification(stained):
         ({"dab_threshold": -1}, "`dab_threshold` must be at least 0"),
         ({"contrast": float("nan")}, "`contrast` must be at least 0"),
         ({"tile_px": 8}, "`tile_px` must be at least 64"),
+        ({"scale_factors": 2}, r"`scale_factors` must be whole numbers of at least 2, such as \[2, 2\], got 2"),
+        ({"scale_factors": [2, 1]}, "`scale_factors` must be whole numbers"),
+        ({"scale_factors": [2.0]}, "`scale_factors` must be whole numbers"),
     ],
 )
 def test_settings_that_have_no_meaning(settings, message, stained):
@@ -409,6 +412,20 @@ def test_settings_that_have_no_meaning(settings, message, stained):
     with pytest.raises(ValueError, match=message):
         cy.tl.translate_stain(sdata, **settings)
     assert list(sdata.images) == ["ihc_image"]
+
+
+def test_settings_of_numpy(tmp_path, stained):
+    numbers = {"diameter_px": 14, "dab_threshold": 0.25, "contrast": 0.0625, "nuclear_stain": False, "tile_px": 96}
+    types = {"diameter_px": np.float32, "nuclear_stain": np.bool_, "tile_px": np.int64}
+    plain, _, _ = stained()
+    cy.tl.translate_stain(plain, **numbers)
+    sdata, _, _ = stained()
+    settings = {name: types.get(name, np.float32)(value) for name, value in numbers.items()}
+    cy.tl.translate_stain(sdata, **settings, scale_factors=(np.int64(2),), out=tmp_path / "out")
+    assert sdata.attrs == plain.attrs
+    for name, value in numbers.items():
+        assert sdata.attrs["translate_stain"]["ihc_stains"][name] == value
+    sdata.write(tmp_path / "store.zarr")
 
 
 def test_names_that_are_taken(stained):

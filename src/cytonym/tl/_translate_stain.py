@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,18 +189,20 @@ def translate_stain(
         _require_none(
             options | {"contrast": contrast, "nuclear_stain": nuclear_stain, "tile_px": tile_px}, "model='classical'"
         )
-    side = TILE_PX if tile_px is None else tile_px
+    side = TILE_PX if tile_px is None else int(tile_px)
     rules = NucleusRules(
         1,
-        contrast=NucleusRules.contrast if contrast is None else contrast,
-        positive=NucleusRules.positive if dab_threshold is None else dab_threshold,
-        hematoxylin_only=nuclear_stain is False,
+        contrast=NucleusRules.contrast if contrast is None else float(contrast),
+        positive=NucleusRules.positive if dab_threshold is None else float(dab_threshold),
+        hematoxylin_only=nuclear_stain is not None and not nuclear_stain,
     )
     least = {"dab_threshold": (rules.positive, 0), "contrast": (rules.contrast, 0), "tile_px": (side, 64)}
     for name, (value, limit) in least.items():
         if not value >= limit:
             msg = f"`{name}` must be at least {limit}, got {value}."
             raise ValueError(msg)
+    if scale_factors is not None:
+        scale_factors = _factors(scale_factors)
     sources = brightfield_sources(sdata, image_key, coordinate_system, scale)
     if network is None:
         suffixes = [*ClassicalTranslator(rules, np.ones(3), class_map=class_map).outputs]
@@ -284,7 +287,7 @@ def _classical(
             translator,
             {
                 "model": "classical",
-                "diameter_px": round(diameter, 3),
+                "diameter_px": round(float(diameter), 3),
                 "tile_px": tile_px,
                 "dab_threshold": rules.positive,
                 "contrast": rules.contrast,
@@ -292,6 +295,18 @@ def _classical(
             },
         )
     return found
+
+
+def _factors(given: Sequence[int]) -> list[int]:
+    """Factors between levels as plain numbers."""
+    try:
+        factors = [index(factor) for factor in given]
+    except TypeError:
+        factors = [0]
+    if any(factor < 2 for factor in factors):
+        msg = f"`scale_factors` must be whole numbers of at least 2, such as [2, 2], got {given!r}."
+        raise ValueError(msg)
+    return factors
 
 
 def _require_none(options: dict[str, Any], kind: str) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from spatialdata.models import Labels2DModel
 from spatialdata.transformations import get_transformation
 
-from cytonym.data.class_map import RESOLUTIONS, CellRules
+from cytonym.data.class_map import RESOLUTIONS, CellRules, NoNucleusError
 from cytonym.data.pixel_store import lazy, new_folder
 from cytonym.data.source import level_of, resolve
 from cytonym.data.table import INSTANCE_KEY, open_table
@@ -227,7 +227,7 @@ def segment_nuclei(
             f"No nucleus found in {[source.image_key for source in sources]}. Look at the class map, and at `seg_thresh`, "
             "`size_thresh` and `size_thresh_upper`."
         )
-        raise ValueError(msg)
+        raise NoNucleusError(msg)
     _write(
         sdata,
         labels,

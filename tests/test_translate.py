@@ -326,6 +326,14 @@ def test_files_of_others_stay(picture: Path, tmp_path: Path, end: str) -> None:
     assert other.read_text() == "of others"
 
 
+def test_results_are_not_translated(picture: Path, tmp_path: Path) -> None:
+    """As with `*.png --out .` for the second time."""
+    Image.fromarray(PICTURE).save(tmp_path / "core.3_panel.png")
+    for force in ([], ["--force"]):
+        message = fails(picture, tmp_path / "core.3_panel.png", "--out", tmp_path, *force)
+        assert "core.3_panel.png is given, but is also what is written of" in message
+
+
 def test_files_of_others_beside_a_store_stay(tmp_path: Path) -> None:
     store, out = two_images(tmp_path / "slide.zarr"), tmp_path / "out"
     for name in ("slide_a_panel.png", "slide_scores"):

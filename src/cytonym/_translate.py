@@ -131,6 +131,7 @@ class Job:
     def check_places(self, work: dict[str, Path | None], model: Any) -> dict[str, dict[str, Any]]:
         """What is known of each: settings, and lines where it is finished. Refuse to replace what we have not begun."""
         records, places = {}, dict[Path, str]()
+        given = {path.resolve() for path in self.inputs}
         for name, path in work.items():
             settings = self.settings(path, model)
             found = self.record(name)
@@ -140,6 +141,9 @@ class Job:
             for place in self.places(name, path):
                 if places.setdefault(place, name) != name:
                     msg = f"{work[places[place]]} and {path} would both write {place.name}. Translate them into different folders (--out)."
+                    raise ValueError(msg)
+                if place.resolve() in given and path is not None and place.resolve() != path.resolve():
+                    msg = f"{place} is given, but is also what is written of {path}. Leave it out, or write to another folder (--out)."
                     raise ValueError(msg)
                 unused(place, force=self.force or begun)
         return records

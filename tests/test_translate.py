@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import cytonym as cy
 from cytonym.cli import app
+from cytonym.tl import _translators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,17 +152,99 @@ def test_a_store_in_its_own_place(tmp_path: Path) -> None:
 
 
 def test_after_an_interrupt_it_goes_on(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, segment = tmp_path / "out", cy.tl.segment_nuclei
+    """Whenever it was: nothing is translated again, and what it has written itself is not in its way."""
+    out = tmp_path / "out"
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cy.tl, "segment_nuclei", stop)
     assert fails(picture, "--out", out, code=130) == "interrupted"
-    assert names(out) == {"core.3.unfinished"}
-    monkeypatch.setattr(cy.tl, "segment_nuclei", segment)
+    assert names(out) == {"translate.unfinished"}
+    monkeypatch.undo()
+    monkeypatch.setattr(_translators, "class_map_of_stains", lambda *_: 1 / 0)
+    for name in ("ihc_score", "translation"):
+        with monkeypatch.context() as context:
+            context.setattr(cy.pl, name, stop)
+            assert fails(picture, "--out", out, code=130) == "interrupted"
+    assert names(out) == {"translate.unfinished", "core.3.json", "core.3_panel.png"}
     assert call(picture, "--out", out).exit_code == 0
-    assert "core.3.unfinished" not in names(out)
+    assert names(out) == {"core.3.zarr", "core.3.json", "core.3_panel.png", "core.3_score.png"}
+
+
+def test_a_batch_goes_on_without_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    images = [tmp_path / f"{name}.png" for name in "abc"]
+    for image, part in zip(images, (PICTURE[:80], PICTURE[80:], PICTURE[:, :80]), strict=True):
+        Image.fromarray(part).save(image)
+    segment, seen = cy.tl.segment_nuclei, list[str]()
+    monkeypatch.setattr("cytonym._translate.DPI", 20)
+
+    def until(stop: str | None) -> Any:
+        def segmented(sdata: Any, **options: Any) -> None:
+            seen.append(next(iter(options["class_map_key"])))
+            if seen[-1] == f"{stop}_class_map":
+                raise KeyboardInterrupt
+            segment(sdata, **options)
+
+        return segmented
+
+    monkeypatch.setattr(cy.tl, "segment_nuclei", until("b"))
+    assert fails(*images, "--out", out, code=130) == "interrupted"
+    assert "a.zarr exists already" in fails(*images, "--out", out, "--watershed")  # another command
+    monkeypatch.setattr(cy.tl, "segment_nuclei", until("c"))
+    seen.clear()
+    assert fails(*images, "--out", out, code=130) == "interrupted"
+    assert seen == ["b_class_map", "c_class_map"]
+    monkeypatch.setattr(cy.tl, "segment_nuclei", until(None))
+    seen.clear()
+    result = call(*images, "--out", out, "--force")
+    assert result.exit_code == 0, result.output
+    assert seen == ["c_class_map"]
+    lines = result.stdout.strip().splitlines()
+    assert [line.split()[0] for line in lines] == ["image", "a", "b", "c", "Results:"]
+    assert "translate.unfinished" not in names(out)
+    assert int(lines[1].split()[1]) == sd.read_zarr(out / "a.zarr")["table"].n_obs > 0
+    assert "a.zarr exists already" in fails(*images, "--out", out)  # the whole batch is finished
+    Image.fromarray(PICTURE[:70]).save(images[0])
+    monkeypatch.setattr(cy.tl, "segment_nuclei", until("b"))
+    assert fails(*images, "--out", out, "--force", code=130) == "interrupted"
+    Image.fromarray(PICTURE[:60]).save(images[0])  # no longer what was finished
+    seen.clear()
+    assert fails(*images, "--out", out, "--force", code=130) == "interrupted"
+    assert seen == ["a_class_map", "b_class_map"]
+
+
+def test_a_store_in_its_own_place_is_finished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, image = two_images(tmp_path / "slide.zarr"), tmp_path / "b.png"
+    Image.fromarray(PICTURE[..., 0]).save(image)
+    assert "is not RGB" in fails(store, image, "--out", tmp_path, "--force")
+    Image.fromarray(PICTURE).save(image)
+    times = [path.stat().st_mtime_ns for path in (store, store / "zarr.json")]
+    result = call(store, image, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [path.stat().st_mtime_ns for path in (store, store / "zarr.json")] == times
+    assert len(result.stdout.strip().splitlines()) == 6
+
+
+def test_an_image_without_nuclei_counts_none(picture: Path, tmp_path: Path) -> None:
+    out, blank = tmp_path / "out", tmp_path / "blank.png"
+    Image.fromarray(np.full((80, 80, 3), 245, np.uint8)).save(blank)
+    result = call(blank, picture, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.strip().splitlines()[1:-1]]
+    assert [row[:2] for row in rows] == [["blank", "0"], ["core.3", "55"]]
+    assert {name for name in names(out) if name.startswith("blank")} == {"blank.zarr", "blank.json", "blank_panel.png"}
+    assert json.loads((out / "blank.json").read_text()) == {
+        "num_total": 0, "num_pos": 0, "num_neg": 0, "percent_pos": 0
+    }  # fmt: skip
+    stored = sd.read_zarr(out / "blank.zarr")
+    assert set(stored.images) == {"blank_image", "blank_stains", "blank_class_map"}
+    result = call(out / "core.3.zarr", "--out", out, "--seg-thresh", 600, "--force")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1].split()[:2] == ["core.3", "0"]
+    assert not sd.read_zarr(out / "core.3.zarr").tables
+    assert "core.3_score.png" not in names(out)
 
 
 # ---------------------------------------------------------------------------------------------------------------- models
@@ -222,7 +305,6 @@ def test_what_cannot_be_translated(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     Image.fromarray(PICTURE).save(tmp_path / "again" / "core.3.png")
     Image.fromarray(PICTURE[..., 0]).save(tmp_path / "grey.png")
-    Image.fromarray(np.full((80, 80, 3), 245, np.uint8)).save(tmp_path / "blank.png")
     Image.fromarray(255 - PICTURE // 4 * 4).save(tmp_path / "dark.png")
     store = tmp_path / "slide.zarr"
     cy.datasets.tissue_phantom(n_cells=20, size_px=64, rng=0).write(store)
@@ -230,8 +312,34 @@ def test_what_cannot_be_translated(picture: Path, tmp_path: Path) -> None:
     assert "is no SpatialData store. Give the images in it one by one" in fails(tmp_path / "folder", *out)
     assert "would both write core.3.zarr" in fails(picture, tmp_path / "again" / "core.3.png", *out)
     assert "is not RGB: it has the channels ['L']" in fails(tmp_path / "grey.png", *out)
-    assert "No nucleus found in ['blank_class_map']" in fails(tmp_path / "blank.png", *out)
     assert "leave --pixel-size out" in fails(store, "--pixel-size", 1, *out)
     assert "has a table 'table' of other cells. Choose another name with --table" in fails(store, *out)
     assert "No RGB image in `sdata.images`" in fails(store, "--table", "ihc", *out)
     assert not names(tmp_path / "out")
+
+
+@pytest.mark.parametrize("end", [".zarr", ".json", "_panel.png", "_score.png"])
+def test_files_of_others_stay(picture: Path, tmp_path: Path, end: str) -> None:
+    other = tmp_path / f"core.3{end}"
+    other.write_text("of others")
+    assert fails(picture, "--out", tmp_path).startswith(f"error: {other} exists already. Choose another name")
+    assert other.read_text() == "of others"
+
+
+def test_results_are_not_translated(picture: Path, tmp_path: Path) -> None:
+    """As with `*.png --out .` for the second time."""
+    Image.fromarray(PICTURE).save(tmp_path / "core.3_panel.png")
+    for force in ([], ["--force"]):
+        message = fails(picture, tmp_path / "core.3_panel.png", "--out", tmp_path, *force)
+        assert "core.3_panel.png is given, but is also what is written of" in message
+
+
+def test_files_of_others_beside_a_store_stay(tmp_path: Path) -> None:
+    store, out = two_images(tmp_path / "slide.zarr"), tmp_path / "out"
+    for name in ("slide_a_panel.png", "slide_scores"):
+        (out / name).mkdir(parents=True)
+        assert f"{name} exists already" in fails(store, "--out", out)
+        (out / name).rmdir()
+    Image.fromarray(PICTURE).save(tmp_path / "slide_a.png")
+    assert "would both write slide_a_panel.png" in fails(store, tmp_path / "slide_a.png", "--out", out)
+    assert not names(out)

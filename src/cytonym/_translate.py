@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 import cytonym as cy
 from cytonym._demo import is_store
 from cytonym._terminal import open_store, unused, writable
 from cytonym.data.brightfield import SEGMENTATION, TRANSLATIONS, derived_key
+from cytonym.data.class_map import NoNucleusError, counts_of
+from cytonym.data.files import replaced
 from cytonym.data.source import image_sources
-from cytonym.models.checkpoint import is_checkpoint
+from cytonym.models.checkpoint import is_checkpoint, weights_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import pandas as pd
     from spatialdata import SpatialData
 
 DEMO, DEMO_NUCLEAR = "ihc", False
 """Name of the results of scikit-image's picture, and whether its stain is one of nuclei (FHL2 is in the cytoplasm, too)."""
 DPI = 150
 GRADES = ("0", "1+", "2+", "3+")
+UNFINISHED, RECORD = "translate.unfinished", "job.json"
+"""Folder in --out of what an interrupted run has made; and what is told there of each image or store."""
 
 
 @dataclass(kw_only=True)
@@ -57,23 +64,27 @@ class Job:
         """Translate one image or store after the other, and say how that went."""
         work = self.check()
         model = open_model(self.model)
+        records = self.check_places(work, model)
         licence = getattr(model, "provenance", {}).get("licence")
         if licence:
             yield f"Licence: {licence}"
         width = max(12, *map(len, work)) + 2
         for name, path in work.items():
-            try:
+            if records[name]["lines"] is None:
                 sdata = self.open(path)
-                scores = self.translate(sdata, name, model)
+                scores = self.translate(sdata, name, model, records[name])
                 self.draw(sdata, name)
                 replace_store(sdata, self.out / f"{name}.zarr")
-            except Exception:
-                shutil.rmtree(self.unfinished(name), ignore_errors=True)
-                raise
-            shutil.rmtree(self.unfinished(name), ignore_errors=True)
+                records[name] = {"settings": self.settings(path, model), "lines": [*lines(scores, name, width)]}
+                self.remember(name, records[name])
+                shutil.rmtree(self.unfinished(name) / "pixels", ignore_errors=True)
             if name == next(iter(work)):
                 yield heading(width)
-            yield from lines(scores, name, width)
+            yield from records[name]["lines"]
+        for name in work:
+            shutil.rmtree(self.unfinished(name), ignore_errors=True)
+        with suppress(OSError):  # others are not finished
+            (self.out / UNFINISHED).rmdir()
         yield f"Results: {self.out.resolve()}"
 
     def check(self) -> dict[str, Path | None]:
@@ -114,10 +125,59 @@ class Job:
         if self.colors not in ("clear", "published"):
             msg = f"--colors must be clear or published, got {self.colors!r}."
             raise ValueError(msg)
-        for name in work:
-            unused(self.out / f"{name}.zarr", force=self.force)
         writable(self.out)
         return work
+
+    def check_places(self, work: dict[str, Path | None], model: Any) -> dict[str, dict[str, Any]]:
+        """What is known of each: settings, and lines where it is finished. Refuse to replace what we have not begun."""
+        records, places = {}, dict[Path, str]()
+        given = {path.resolve() for path in self.inputs}
+        for name, path in work.items():
+            settings = self.settings(path, model)
+            found = self.record(name)
+            begun = found.get("settings") == settings
+            finished = begun and (self.out / f"{name}.zarr").exists()
+            records[name] = {"settings": settings, "lines": found["lines"] if finished else None}
+            for place in self.places(name, path):
+                if places.setdefault(place, name) != name:
+                    msg = f"{work[places[place]]} and {path} would both write {place.name}. Translate them into different folders (--out)."
+                    raise ValueError(msg)
+                if place.resolve() in given and path is not None and place.resolve() != path.resolve():
+                    msg = f"{place} is given, but is also what is written of {path}. Leave it out, or write to another folder (--out)."
+                    raise ValueError(msg)
+                unused(place, force=self.force or begun)
+        return records
+
+    def places(self, name: str, path: Path | None) -> list[Path]:
+        """All that may be written of a file or a store."""
+        ends = [".zarr", ".json", "_panel.png", "_score.png"]
+        if path is not None and is_store(path):
+            ends += ["_scores", *(f"_{own_name(image)}_panel.png" for image in open_store(path).images)]
+        return [self.out / f"{name}{end}" for end in ends]
+
+    def settings(self, path: Path | None, model: Any) -> dict[str, Any]:
+        """What the results depend on, as JSON has it."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("inputs", "out", "device", "force"):
+            del known[name]
+        known["model"] = model if isinstance(model, str) else weights_sha256(model)
+        files = [] if path is None else [path, path / "zarr.json"]
+        known["input"] = [str(path and path.resolve())]
+        known["input"] += [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+        found: dict[str, Any] = json.loads(json.dumps(known | {"version": cy.__version__}))
+        return found
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What an unfinished run of the command tells of an image or store."""
+        file = self.unfinished(name) / RECORD
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
+
+    def remember(self, name: str, record: dict[str, Any]) -> None:
+        """Tell it to a later run."""
+        self.unfinished(name).mkdir(parents=True, exist_ok=True)
+        with replaced(self.unfinished(name) / RECORD) as file:
+            file.write_text(json.dumps(record), encoding="utf-8")
 
     def open(self, path: Path | None) -> SpatialData:
         """The images of a file or a store, if there is a place for the nuclei."""
@@ -136,27 +196,40 @@ class Job:
 
     def unfinished(self, name: str) -> Path:
         """Folder of what an interrupted run has made."""
-        return self.out / f"{name}.unfinished"
+        return self.out / UNFINISHED / name
 
-    def translate(self, sdata: SpatialData, name: str, model: Any) -> pd.DataFrame:
+    def translate(self, sdata: SpatialData, name: str, model: Any, record: dict[str, Any]) -> pd.DataFrame:
         """Stains, nuclei and scores of one object."""
         options = {key: value for key, value in self.classical.items() if value is not None}
         if model != "classical":
             options["device"] = self.device
         elif not self.inputs:
             options.setdefault("nuclear_stain", DEMO_NUCLEAR)
-        work = self.unfinished(name)
+        pixels = self.unfinished(name) / "pixels"
         where = {"coordinate_system": self.coordinate_system}
-        cy.tl.translate_stain(sdata, model, image_key=self.images, scale=self.scale, out=work, **where, **options)
+        cy.tl.translate_stain(sdata, model, image_key=self.images, scale=self.scale, out=pixels, **where, **options)
         chosen = translated(sdata, self.images)
         maps = [derived_key(image, "class_map") for image in chosen]
-        cy.tl.segment_nuclei(
-            sdata, class_map_key=maps, seg_thresh=self.seg_thresh, watershed=self.watershed, table_key=self.table_key,
-            out=work, **where,
-        )  # fmt: skip
+        self.remember(name, record)  # from here on its results are in the folder
+        try:
+            cy.tl.segment_nuclei(
+                sdata, class_map_key=maps, seg_thresh=self.seg_thresh, watershed=self.watershed, table_key=self.table_key,
+                out=pixels, **where,
+            )  # fmt: skip
+        except NoNucleusError:
+            return self.without_nuclei(sdata, name)
         n = sdata[self.table_key].obs["region"].nunique()
         path = self.out / (f"{name}.json" if n == 1 else f"{name}_scores")
         return cy.tl.score_ihc(sdata, thresholds=self.thresholds, table_key=self.table_key, path=path)
+
+    def without_nuclei(self, sdata: SpatialData, name: str) -> pd.DataFrame:
+        """Scores of what shows no nucleus; nothing is left of those of an earlier time."""
+        if self.table_key in sdata.tables:
+            del sdata.tables[self.table_key]
+        (self.out / f"{name}_score.png").unlink(missing_ok=True)
+        counts = counts_of(0, 0)
+        (self.out / f"{name}.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+        return pd.DataFrame(counts, index=[name])
 
     def draw(self, sdata: SpatialData, name: str) -> None:
         """A panel of each image, and the score card."""
@@ -166,8 +239,10 @@ class Job:
                 sdata, image_key=image, crop=self.shown(sdata, image), colors=self.colors, table_key=self.table_key,
                 coordinate_system=self.coordinate_system,
             )  # fmt: skip
-            own = "" if len(found) == 1 else f"_{derived_key(image, 'panel').removesuffix('_panel')}"
+            own = "" if len(found) == 1 else f"_{own_name(image)}"
             figure.savefig(self.out / f"{name}{own}_panel.png", dpi=DPI)
+        if self.table_key not in sdata.tables:
+            return
         card = cy.pl.ihc_score(sdata, thresholds=self.thresholds, table_key=self.table_key)
         card.savefig(self.out / f"{name}_score.png", dpi=DPI)
 
@@ -216,6 +291,11 @@ def translated(sdata: SpatialData, images: list[str] | None) -> list[str]:
     record = sdata.attrs.get(TRANSLATIONS, {})
     made = dict.fromkeys(entry["image"] for name, entry in record.items() if name in sdata.images)
     return [name for name in made if name in sdata.images and (images is None or name in images)]
+
+
+def own_name(image: str) -> str:
+    """An image's part of the names of its files."""
+    return derived_key(image, "panel").removesuffix("_panel")
 
 
 def heading(width: int) -> str:

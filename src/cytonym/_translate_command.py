@@ -81,7 +81,8 @@ def translate(
 
     Writes for each image or store NAME, into --out: the images with stains, nuclei and their table as a SpatialData store
     (`NAME.zarr`), the counts as the published program writes them (`NAME.json`; of several images `NAME_scores/`), a panel of each
-    image (`NAME_panel.png`) and the score card (`NAME_score.png`). After an interrupt the same command goes on.
+    image (`NAME_panel.png`) and the score card (`NAME_score.png`). Where there is no nucleus, there is no score card, and counts are 0.
+    After an interrupt or an error the same command goes on, and what is finished is not done again.
     """
     with errors(context):
         from cytonym._translate import Job, numbers

@@ -108,11 +108,9 @@ def test_large_results_are_compressed_or_go_to_a_folder(tmp_path, monkeypatch, s
         assert isinstance(sdata["ihc_stains"].data, da.Array)
         for key in ("ihc_stains", "ihc_class_map"):
             np.testing.assert_array_equal(sdata[key].values, plain[key].values)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "ihc_class_map.zarr",
-        "ihc_stains.zarr",
-        "nuclei.zarr",
-    ]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ihc_nuclei.zarr", "ihc_translation"]
+    made = sorted(p.name for p in (tmp_path / "out" / "ihc_translation").iterdir())
+    assert made == ["class_map.zarr", "progress.txt", "stains.zarr"]
 
 
 def test_goes_on_after_an_interruption(tmp_path, monkeypatch, stained):
@@ -141,10 +139,41 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, stained):
     assert len(made) == 12 - 5
     for key in ("ihc_stains", "ihc_class_map"):
         np.testing.assert_array_equal(sdata[key].values, whole[key].values)
-    assert not list(tmp_path.glob("*.txt"))
     made.clear()
-    cy.tl.translate_stain(sdata, **settings)  # complete: all anew
-    assert len(made) == 12
+    again, _, _ = stained()
+    cy.tl.translate_stain(again, **settings)  # complete: nothing is made
+    assert not made
+    np.testing.assert_array_equal(again["ihc_class_map"].values, whole["ihc_class_map"].values)
+
+
+def test_goes_on_with_pixels_that_are_stored_in_another_way(tmp_path, monkeypatch, section):
+    """Tiles follow the chunks of the image, and pieces the tiles."""
+    from cytonym.tl import _translators
+
+    rgb, _, _ = section()
+    whole = image(rgb)
+    cy.tl.translate_stain(whole, diameter_px=14)
+    made = []
+    draw = _translators.class_map_of_stains
+
+    def drawn(stains, rules):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(0)
+        return draw(stains, rules)
+
+    stored = zarr.create_array(tmp_path / "pixels.zarr", shape=rgb.shape, dtype="u1", chunks=(3, 64, 64))
+    stored[:] = rgb
+    settings = {"diameter_px": 14, "tile_px": 64, "out": tmp_path / "out"}
+    monkeypatch.setattr(_translators, "class_map_of_stains", drawn)
+    with pytest.raises(KeyboardInterrupt):
+        cy.tl.translate_stain(image(da.from_zarr(stored)), **settings)
+    monkeypatch.undo()
+    sdata = image(rgb)
+    cy.tl.translate_stain(sdata, **settings)
+    for key in ("ihc_stains", "ihc_class_map"):
+        np.testing.assert_array_equal(sdata[key].values, whole[key].values)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ihc_translation"]
 
 
 def test_an_interrupted_run_with_other_settings_is_no_beginning(tmp_path, monkeypatch, stained):
@@ -154,13 +183,56 @@ def test_an_interrupted_run_with_other_settings_is_no_beginning(tmp_path, monkey
     monkeypatch.setattr(_translators, "class_map_of_stains", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cy.tl.translate_stain(sdata, diameter_px=14, out=tmp_path)
-    with (tmp_path / "ihc_progress.txt").open("a") as file:
-        file.write("0 0 done\n5 7 do")  # cut off while writing
+    with (tmp_path / "ihc_translation" / "progress.txt").open("a") as file:
+        file.write("\n0 0 160 200 done\n5 7 9 9 do")  # cut off while writing
     monkeypatch.undo()
-    cy.tl.translate_stain(sdata, diameter_px=13, out=tmp_path)
-    again, _, _ = stained()
-    cy.tl.translate_stain(again, diameter_px=13)
-    np.testing.assert_array_equal(sdata["ihc_stains"].values, again["ihc_stains"].values)
+    for other in ({"diameter_px": 13}, {"diameter_px": 14, "class_map": False}):
+        cy.tl.translate_stain(sdata, **other, out=tmp_path)
+        again, _, _ = stained()
+        cy.tl.translate_stain(again, **other)
+        np.testing.assert_array_equal(sdata["ihc_stains"].values, again["ihc_stains"].values)
+        assert sdata["ihc_stains"].values.any()
+
+
+def test_objects_that_share_a_folder_keep_their_pixels(tmp_path, section):
+    """Of other images, of one name or not, or with other settings; and so do the stores of others."""
+    cy.io.from_arrays(section()[0], channels=["r", "g", "b"]).write(tmp_path / "ihc_translation")
+    cy.io.from_arrays(section()[0], channels=["r", "g", "b"]).write(tmp_path / "ihc_nuclei.zarr")
+    first, _, _ = section()
+    objects = []
+    for rgb, threshold in ((first, 0.07), (first[:, ::-1].copy(), 0.07), (first, 0.3)):
+        sdata = image(rgb)
+        cy.tl.translate_stain(sdata, diameter_px=14, dab_threshold=threshold, out=tmp_path)
+        cy.tl.segment_nuclei(sdata, out=tmp_path)
+        objects.append((sdata, rgb, threshold))
+    other = SpatialData(images={"b_image": objects[1][0]["ihc_image"]})
+    cy.tl.translate_stain(other, diameter_px=14, out=tmp_path)
+    cy.tl.segment_nuclei(other, out=tmp_path)
+    for sdata, rgb, threshold in objects:
+        alone = image(rgb)
+        cy.tl.translate_stain(alone, diameter_px=14, dab_threshold=threshold)
+        cy.tl.segment_nuclei(alone)
+        for key in ("ihc_stains", "ihc_class_map", "nuclei"):
+            np.testing.assert_array_equal(sdata[key].values, alone[key].values)
+    names = {path.name for path in tmp_path.iterdir()}
+    kinds = {f"ihc_translation{n}" for n in ("", "_2", "_3", "_4")}
+    kinds |= {f"ihc_nuclei{n}.zarr" for n in ("", "_2", "_3", "_4")}
+    assert names == {*kinds, "b_translation", "b_nuclei.zarr"}
+    for store in ("ihc_translation", "ihc_nuclei.zarr"):
+        np.testing.assert_array_equal(read_zarr(tmp_path / store)["image"].values, first)
+
+
+def test_labels_that_are_not_finished_go(tmp_path, monkeypatch, stained):
+    from cytonym.tl import _class_maps
+
+    sdata, _, _ = stained()
+    cy.tl.translate_stain(sdata, diameter_px=14)
+    with pytest.raises(ValueError, match="No nucleus found"):
+        cy.tl.segment_nuclei(sdata, seg_thresh=600, out=tmp_path)
+    monkeypatch.setattr(_class_maps, "call_cells", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cy.tl.segment_nuclei(sdata, out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_levels(monkeypatch, section):
@@ -339,6 +411,9 @@ def test_wrong_magnification(stained):
         ({"dab_threshold": -1}, "`dab_threshold` must be at least 0"),
         ({"contrast": float("nan")}, "`contrast` must be at least 0"),
         ({"tile_px": 8}, "`tile_px` must be at least 64"),
+        ({"scale_factors": 2}, r"`scale_factors` must be whole numbers of at least 2, such as \[2, 2\], got 2"),
+        ({"scale_factors": [2, 1]}, "`scale_factors` must be whole numbers"),
+        ({"scale_factors": [2.0]}, "`scale_factors` must be whole numbers"),
     ],
 )
 def test_settings_that_have_no_meaning(settings, message, stained):
@@ -346,6 +421,20 @@ def test_settings_that_have_no_meaning(settings, message, stained):
     with pytest.raises(ValueError, match=message):
         cy.tl.translate_stain(sdata, **settings)
     assert list(sdata.images) == ["ihc_image"]
+
+
+def test_settings_of_numpy(tmp_path, stained):
+    numbers = {"diameter_px": 14, "dab_threshold": 0.25, "contrast": 0.0625, "nuclear_stain": False, "tile_px": 96}
+    types = {"diameter_px": np.float32, "nuclear_stain": np.bool_, "tile_px": np.int64}
+    plain, _, _ = stained()
+    cy.tl.translate_stain(plain, **numbers)
+    sdata, _, _ = stained()
+    settings = {name: types.get(name, np.float32)(value) for name, value in numbers.items()}
+    cy.tl.translate_stain(sdata, **settings, scale_factors=(np.int64(2),), out=tmp_path / "out")
+    assert sdata.attrs == plain.attrs
+    for name, value in numbers.items():
+        assert sdata.attrs["translate_stain"]["ihc_stains"][name] == value
+    sdata.write(tmp_path / "store.zarr")
 
 
 def test_names_that_are_taken(stained):

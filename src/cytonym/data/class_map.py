@@ -30,6 +30,10 @@ OPTIONAL = (*WORDS, "size_thresh_upper", "od_thresh_lower", "od_thresh_upper")
 """Thresholds that may be None; the first three may be "default", too."""
 
 
+class NoNucleusError(ValueError):
+    """A class map, or all of them, has no nucleus."""
+
+
 @dataclass(frozen=True)
 class CellRules:
     """Which parts of a class map are cells, and which of them are positive. Thresholds are in pixels, areas and intensities."""

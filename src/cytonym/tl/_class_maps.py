@@ -76,7 +76,7 @@ def find_cells_of_map(
     split
         Split touching nuclei.
     path
-        Folder for the labels; in memory by default.
+        Folder for the labels, new or empty; in memory by default.
     tile_px
         Side of what is read at a time.
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cytonym.data.pixel_store import Box
     from cytonym.data.source import CellSource
 
 logger = logging.getLogger("cytonym")
@@ -198,13 +199,13 @@ class LearnedTranslator:
         """Of all images together."""
         return sum(len(output.channels) for output in self.outputs.values())
 
-    def pieces(self, source: CellSource, done: Collection[tuple[int, int]] = ()) -> Iterator[Piece]:
+    def pieces(self, source: CellSource, done: Collection[Box] = ()) -> Iterator[Piece]:
         """The images in squares of the chunks in which they are stored, each when all of its tiles are there."""
         _, height, width = source.shape
         turned = width > height  # rows of tiles run along the shorter side, as those in which the image is read
         sides = (width, height) if turned else (height, width)
         grid = Grid(*(TileAxis(n, self.tile_px, blended=self.tiles == "blended") for n in sides))
-        known = {place[::-1] if turned else place for place in done}
+        known = {(x0, y0) if turned else (y0, x0) for y0, x0, _, _ in done}
         squares = Squares(sides, self.n_channels, CHUNK_PX, known)
         top = squares.first_row()
         if top is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +17,8 @@ from spatialdata.models import Labels2DModel
 from spatialdata.transformations import get_transformation
 
 from cytonym.data import transforms
-from cytonym.data.class_map import RESOLUTIONS, CellRules
-from cytonym.data.pixel_store import lazy
+from cytonym.data.class_map import RESOLUTIONS, CellRules, NoNucleusError
+from cytonym.data.pixel_store import lazy, new_folder
 from cytonym.data.source import level_of
 from cytonym.data.table import open_table
 from cytonym.tl._brightfield import derived_key
@@ -114,7 +116,8 @@ def segment_nuclei(
     coordinate_system
         Coordinate system in which the pixel size is known.
     out
-        Folder for the labels of slides that do not fit into memory, as in `tl.translate_stain`.
+        Folder for the labels of slides that do not fit into memory: the Zarr array `{map}_{key_added}.zarr`, with a number at
+        the end of its name where that is taken. It must stay while the labels are used.
     tile_px
         Side of what is looked at at a time.
 
@@ -201,9 +204,12 @@ def segment_nuclei(
         used = replace(rules, size_thresh=least, resolution=resolution or _resolution(source, made))
         white = None if image is None else white_of(image, made)
         class_map = ClassMap(source, image, marker, white, used)
-        path = None if out is None else Path(out) / f"{key}.zarr"
-        pixels, found = find_cells_of_map(class_map, split=watershed, path=path, tile_px=tile_px)
+        name = _labels_key(source.image_key, key_added, alone=False)
+        with nullcontext() if out is None else new_folder(Path(out), name, ".zarr") as path:
+            pixels, found = find_cells_of_map(class_map, split=watershed, path=path, tile_px=tile_px)
         if not found.kept.any():
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
             logger.warning("No nucleus found in %s; it gets no labels.", source.image_key)
             continue
         logger.info(
@@ -226,7 +232,7 @@ def segment_nuclei(
             f"No nucleus found in {[source.image_key for source in sources]}. Look at the class map, and at `seg_thresh`, "
             "`size_thresh` and `size_thresh_upper`."
         )
-        raise ValueError(msg)
+        raise NoNucleusError(msg)
     _write(
         sdata,
         labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 from cytonym.data.brightfield import TRANSLATIONS
+from cytonym.data.fingerprint import Fingerprint
 from cytonym.data.nuclei import NucleusRules
-from cytonym.data.pixel_store import Progress, lazy, new_pixels
+from cytonym.data.pixel_store import PixelFolder, Pixels, lazy, new_pixels
 from cytonym.data.source import level_of
 from cytonym.data.stains import intensity_counts, white_level
 from cytonym.data.tiles import iter_tiles
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from cytonym.data.source import CellSource
     from cytonym.models import DeepLIIF
     from cytonym.tl._learned_translator import Tiles
-    from cytonym.tl._translators import Translator
+    from cytonym.tl._translators import Output, Translator
 
     Ready = tuple[Translator, dict[str, Any]]
     """What translates an image, and what to tell about it."""
@@ -125,9 +127,10 @@ def translate_stain(
         Factors between the levels of the new images; by default one level, and further ones by 2 for images of more than 25
         megapixels.
     out
-        Folder for the pixels of the new images, for slides that do not fit into memory: one Zarr array an image, which must
-        stay while the elements are used. Called again after an interruption, with the same settings, it goes on. In memory by
-        default, compressed where they are large.
+        Folder for the pixels of the new images, for slides that do not fit into memory. They go to `{image}_translation` in
+        it, one Zarr array each, which must stay while the elements are used. Called again with the same pixels and settings, it
+        goes on after an interruption, and takes what is complete as it is. Nothing is replaced: other pixels or settings get a
+        folder of their own, with a number at its end. In memory by default, compressed where they are large.
 
     Returns
     -------
@@ -190,18 +193,20 @@ def translate_stain(
         _require_none(
             options | {"contrast": contrast, "nuclear_stain": nuclear_stain, "tile_px": tile_px}, "model='classical'"
         )
-    side = TILE_PX if tile_px is None else tile_px
+    side = TILE_PX if tile_px is None else int(tile_px)
     rules = NucleusRules(
         1,
-        contrast=NucleusRules.contrast if contrast is None else contrast,
-        positive=NucleusRules.positive if dab_threshold is None else dab_threshold,
-        hematoxylin_only=nuclear_stain is False,
+        contrast=NucleusRules.contrast if contrast is None else float(contrast),
+        positive=NucleusRules.positive if dab_threshold is None else float(dab_threshold),
+        hematoxylin_only=nuclear_stain is not None and not nuclear_stain,
     )
     least = {"dab_threshold": (rules.positive, 0), "contrast": (rules.contrast, 0), "tile_px": (side, 64)}
     for name, (value, limit) in least.items():
         if not value >= limit:
             msg = f"`{name}` must be at least {limit}, got {value}."
             raise ValueError(msg)
+    if scale_factors is not None:
+        scale_factors = _factors(scale_factors)
     sources = brightfield_sources(sdata, image_key, coordinate_system, scale)
     if network is None:
         suffixes = [*ClassicalTranslator(rules, np.ones(3), class_map=class_map).outputs]
@@ -211,9 +216,11 @@ def translate_stain(
         suffixes = [*ready[sources[0].image_key][0].outputs]
     keys = [derived_key(source.image_key, suffix) for source in sources for suffix in suffixes]
     require_free(sdata, keys, [source.image_key for source in sources])
-    white, shown = {}, {}
+    white, shown, seen = {}, {}, {}
     for source in sources:
-        counts = intensity_counts(tile.pixels for tile in iter_tiles(source.pixels, source.channel_index, tile_px=side))
+        seen[source.image_key] = fingerprint = Fingerprint(source.shape)
+        tiles_of = iter_tiles(source.pixels, source.channel_index, tile_px=side)
+        counts = intensity_counts(fingerprint.pixels(tiles_of))
         white[source.image_key] = white_level(counts)
         if require_tissue(source, counts, white[source.image_key]):
             shown[source.image_key] = white[source.image_key]
@@ -228,8 +235,14 @@ def translate_stain(
         translator, told = ready[source.image_key]
         params = {"image": source.image_key, "level": scale or "", "image_pixel_size": source.pixel_size}
         params |= {"white": white[source.image_key].tolist()} | told
-        folder = None if out is None else Path(out)
-        for key, element in _translated(sdata, source, translator, scale, scale_factors, folder, params).items():
+        folder = None
+        if out is not None:
+            shapes = {suffix: _pixels(source, output) for suffix, output in translator.outputs.items()}
+            name = derived_key(source.image_key, "translation")
+            folder = PixelFolder(
+                Path(out), name, params | {"pixels_sha256": seen[source.image_key].hexdigest()}, shapes
+            )
+        for key, element in _translated(sdata, source, translator, scale, scale_factors, folder).items():
             made[key], record[key] = element, params
     for key in {*made, *outdated(sdata, record)} & set(sdata.images):
         del sdata.images[key]
@@ -280,7 +293,7 @@ def _classical(
             translator,
             {
                 "model": "classical",
-                "diameter_px": round(diameter, 3),
+                "diameter_px": round(float(diameter), 3),
                 "tile_px": tile_px,
                 "dab_threshold": rules.positive,
                 "contrast": rules.contrast,
@@ -290,11 +303,27 @@ def _classical(
     return found
 
 
+def _factors(given: Sequence[int]) -> list[int]:
+    """Factors between levels as plain numbers."""
+    try:
+        factors = [index(factor) for factor in given]
+    except TypeError:
+        factors = [0]
+    if any(factor < 2 for factor in factors):
+        msg = f"`scale_factors` must be whole numbers of at least 2, such as [2, 2], got {given!r}."
+        raise ValueError(msg)
+    return factors
+
+
 def _require_none(options: dict[str, Any], kind: str) -> None:
     given = [f"`{name}`" for name, value in options.items() if value is not None]
     if given:
         msg = f"For {kind} only, so leave out: {', '.join(given)}."
         raise ValueError(msg)
+
+
+def _pixels(source: CellSource, output: Output) -> Pixels:
+    return Pixels((len(output.channels), *source.shape[1:]), output.dtype)
 
 
 def _translated(
@@ -303,36 +332,28 @@ def _translated(
     translator: Translator,
     scale: str | None,
     scale_factors: Sequence[int] | None,
-    out: Path | None,
-    params: dict[str, Any],
+    folder: PixelFolder | None,
 ) -> dict[str, Any]:
-    """Elements of the images that are made of one image. What an interrupted run has left in `out` is used."""
+    """Elements of the images that are made of one image. What an interrupted run has left in the folder is used."""
     _, height, width = source.shape
-    paths = {
-        suffix: None if out is None else out / f"{derived_key(source.image_key, suffix)}.zarr"
-        for suffix in translator.outputs
-    }
-    progress = None
-    if out is not None:
-        file = out / f"{derived_key(source.image_key, 'progress')}.txt"
-        progress = Progress(
-            file, params | {"shape": [height, width]}, [path for path in paths.values() if path is not None]
-        )
-    done = set() if progress is None else progress.done
-    if done:
-        logger.info("%s: going on after an interruption, %d pieces are done.", source.image_key, len(done))
-    arrays = {
-        suffix: new_pixels((len(output.channels), height, width), output.dtype, paths[suffix], keep=bool(done))
-        for suffix, output in translator.outputs.items()
-    }
-    for piece in translator.pieces(source, done):
-        for suffix, pixels in piece.images.items():
-            _, h, w = pixels.shape
-            arrays[suffix][:, piece.y0 : piece.y0 + h, piece.x0 : piece.x0 + w] = pixels
-        if progress is not None:
-            progress.add(piece.y0, piece.x0)
-    if progress is not None:
-        progress.finish()
+    if folder is None:
+        outputs = translator.outputs.items()
+        arrays = {suffix: new_pixels(*_pixels(source, output)) for suffix, output in outputs}
+    else:
+        arrays = dict(folder.arrays)
+        if folder.complete:
+            logger.info("%s: translated already, in %s.", source.image_key, folder.folder)
+        elif folder.done:
+            logger.info("%s: going on after an interruption, %d pieces are done.", source.image_key, len(folder.done))
+    if folder is None or not folder.complete:
+        for piece in translator.pieces(source, set() if folder is None else folder.done):
+            y0, x0, y1, x1 = piece.box
+            for suffix, pixels in piece.images.items():
+                arrays[suffix][:, y0:y1, x0:x1] = pixels
+            if folder is not None:
+                folder.add(piece.box)
+        if folder is not None:
+            folder.finish()
     if scale_factors is None:
         scale_factors = level_factors(height, width)
     place = _place(sdata, source.image_key, scale)

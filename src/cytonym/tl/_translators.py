@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
+    from cytonym.data.pixel_store import Box
     from cytonym.data.source import CellSource
 
 STAINS_KEY, CLASS_MAP_KEY = "stains", "class_map"
@@ -37,6 +38,12 @@ class Piece(NamedTuple):
     images: Mapping[str, np.ndarray]
     """[C, h, w] by the key of the output."""
 
+    @property
+    def box(self) -> Box:
+        """Where its pixels lie."""
+        height, width = next(iter(self.images.values())).shape[1:]
+        return self.y0, self.x0, self.y0 + height, self.x0 + width
+
 
 class Translator(Protocol):
     """Images to make, and a walk over the source that makes them."""
@@ -45,8 +52,8 @@ class Translator(Protocol):
     def outputs(self) -> Mapping[str, Output]:
         """The images that are made, by the end of their names."""
 
-    def pieces(self, source: CellSource, done: Collection[tuple[int, int]] = ()) -> Iterator[Piece]:
-        """The images, piece by piece, in any order, without those whose first row and column is among `done`."""
+    def pieces(self, source: CellSource, done: Collection[Box] = ()) -> Iterator[Piece]:
+        """The images, piece by piece, in any order, without those that are among `done`."""
 
 
 class ClassicalTranslator:
@@ -72,15 +79,15 @@ class ClassicalTranslator:
         if class_map:
             self.outputs[CLASS_MAP_KEY] = Output(CLASS_MAP, np.uint8)
 
-    def pieces(self, source: CellSource, done: Collection[tuple[int, int]] = ()) -> Iterator[Piece]:
+    def pieces(self, source: CellSource, done: Collection[Box] = ()) -> Iterator[Piece]:
         """The images, tile by tile; a tile that is large, because its chunks are, in several pieces."""
         reach = self.rules.reach if self.class_map else 0
         for tile in iter_tiles(source.pixels, source.channel_index, halo=reach, tile_px=self.tile_px):
             for y0 in range(tile.y0, tile.y1, self.tile_px):
                 for x0 in range(tile.x0, tile.x1, self.tile_px):
-                    if (y0, x0) in done:
-                        continue
                     y1, x1 = min(y0 + self.tile_px, tile.y1), min(x0 + self.tile_px, tile.x1)
+                    if (y0, x0, y1, x1) in done:  # with other chunks pieces are others, and all are made
+                        continue
                     top, left = max(y0 - reach, tile.py0), max(x0 - reach, tile.px0)
                     rows = slice(top - tile.py0, y1 + reach - tile.py0)
                     columns = slice(left - tile.px0, x1 + reach - tile.px0)

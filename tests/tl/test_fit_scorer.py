@@ -80,7 +80,7 @@ def test_what_is_returned(labelled, tmp_path, caplog):
         True,
         ["image"],
     )
-    assert 0 <= told["held_out_f1"] <= 1
+    assert 0 <= told["start_f1"] <= told["held_out_f1"] <= 1
     again = load(save(model, tmp_path / "scorer"))
     assert json.loads(json.dumps(model.history)) == again.history
     assert again.provenance == told
@@ -106,7 +106,8 @@ def test_same_seed_same_bytes(labelled):
     assert not equal(first, other)
 
 
-def test_training_further_leaves_the_model_alone(labelled, scorer):
+def test_training_further_leaves_the_model_alone(labelled, scorer, monkeypatch):
+    monkeypatch.setattr(ScorerTraining, "judge", lambda *_: 0.5)  # good enough to be kept
     model = scorer(2, 2)
     model.markers, model.provenance = ("CD99",), {"licence": "mine"}
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -124,6 +125,17 @@ def test_training_further_leaves_the_model_alone(labelled, scorer):
     assert further.config == model.config
     moved = max(float((v - before[k]).abs().max()) for k, v in further.state_dict().items() if v.is_floating_point())
     assert moved > 0
+
+
+def test_a_training_that_only_spoils_is_not_kept(labelled, scorer, monkeypatch, caplog):
+    scores = iter([0.75, 0.5, 0.5])
+    monkeypatch.setattr(ScorerTraining, "judge", lambda *_: next(scores))
+    model = scorer(2, 2)
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        further = cy.tl.fit_scorer(labelled(), "type", MATRIX, **FAST | {"model": model})
+    assert "The training made the scorer worse on the labels held out (F1 0.750 at its start)" in caplog.text
+    assert equal(further, model)
+    assert (further.provenance["start_f1"], further.provenance["held_out_f1"]) == (0.75, 0.75)
 
 
 def test_an_interrupted_training_ends_at_the_same_weights(labelled, tmp_path, monkeypatch):

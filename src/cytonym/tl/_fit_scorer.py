@@ -73,7 +73,7 @@ def fit_scorer(
 
     Labels may be wrong: in the last quarter of the training only those cells count whose loss is small among the cells of the same marker and label, or
     whose label is predicted clearly (Nimbus paper). A fifth of the images, or the last rows of fewer than five, is held out and chooses the
-    weights by their F1.
+    weights by their F1. Where all of the training are worse there than those it began with, these are returned, with a warning in the log.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def fit_scorer(
     Returns
     -------
     models.Nimbus
-        On the CPU, with its `history` (loss, share of labelled pixels kept) and `provenance` (with the F1 on what was held out). `models.save` writes it;
+        On the CPU, with its `history` (loss, share of labelled pixels kept) and `provenance` (with the F1 on what was held out, before and after). `models.save` writes it;
         `tl.score_markers` takes it.
 
     Raises
@@ -182,6 +182,13 @@ def fit_scorer(
     training = ScorerTraining(network, chosen, len(pairs), judged_tiles, _hash(trained + judged))
     fit(training, tiles, chosen, seed=seed, device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs)  # type: ignore[arg-type]
     result = training.finished()
+    f1 = float(training.start_score if training.spoiled else training.best_score)
+    if training.spoiled:
+        logger.warning(
+            "The training made the scorer worse on the labels held out (F1 %.3f at its start): the weights it began with are returned. "
+            "Look at the labels, or train with more of them.",
+            f1,
+        )  # fmt: skip
     result.history = training.history
     result.markers = tuple(names)
     result.provenance = {
@@ -191,7 +198,8 @@ def fit_scorer(
         "batch_size": chosen.batch_size,
         "robust": robust,
         "images": [f.canvas.source.image_key for f, _ in found],
-        "held_out_f1": float(training.best_score) if training.best_score >= 0 else None,
+        "start_f1": float(training.start_score) if training.start_score >= 0 else None,
+        "held_out_f1": f1 if f1 >= 0 else None,
     }
     return result
 

@@ -13,7 +13,7 @@ from cytonym.data import scoring_tiles as module
 from cytonym.data.canvas import Canvas
 from cytonym.data.cell_masks import CellMasks
 from cytonym.data.labels import LabelGrid, label_centroids
-from cytonym.data.scoring_tiles import LAYERS, NEGATIVE, POSITIVE, UNDEFINED, Plot, ScoringTiles, plots_of
+from cytonym.data.scoring_tiles import FOREIGN, LAYERS, NEGATIVE, POSITIVE, UNDEFINED, Plot, ScoringTiles, plots_of
 
 
 def grid_labels(height: int, width: int, step: int = 8) -> np.ndarray:
@@ -71,24 +71,52 @@ def test_plots_hold_the_canvas(canvas, monkeypatch):
         expected = canvas.markers(whole, np.array([0, 2]), factors[[0, 2]])
         np.testing.assert_array_equal(p.markers, expected[:, *part].astype(np.float16))
         np.testing.assert_array_equal(p.interior, canvas.interior(whole)[part] > 0)
-        np.testing.assert_array_equal(p.rows, canvas.masks.read(0, 60, 0, 90)[::2, ::2][part])
-        np.testing.assert_array_equal(p.activity, activity[:, [0, 2]])
+        rows = canvas.masks.read(0, 60, 0, 90)[::2, ::2][part]
+        cells = np.unique(rows[rows >= 0])
+        assert len(cells) < len(activity)
+        np.testing.assert_array_equal(p.rows, np.where(rows >= 0, np.searchsorted(cells, rows), -1))
+        np.testing.assert_array_equal(p.activity, activity[cells][:, [0, 2]])  # of no cell that is elsewhere
         assert p.keys.tolist() == [4, 7]
 
 
-def test_plots_of_some_rows_and_some_squares(canvas, monkeypatch):
+def test_a_part_of_the_canvas_and_some_squares(canvas, monkeypatch):
     monkeypatch.setattr(module, "PLOT_PX", 8)
     arguments = canvas, np.ones(3), np.zeros((len(canvas.source.instance_ids), 3), np.int8), np.arange(3)
     every = plots_of(*arguments)
     assert len(every) == 4 * 4
     assert all((p.rows >= 0).any() for p in every)
-    assert [p.rows.shape[0] for p in plots_of(*arguments, rows=(15, 25))] == [8] * 4 + [2] * 4
+    assert [p.rows.shape[0] for p in plots_of(*arguments, box=(15, 25, 0, 45))] == [8] * 4 + [2] * 4
+    assert [p.rows.shape for p in plots_of(*arguments, box=(0, 8, 4, 15))] == [(8, 8), (8, 3)]
     some = plots_of(*arguments, share=0.3, seed=3)
     assert 1 <= len(some) < len(every)
     again = plots_of(*arguments, share=0.3, seed=3)
     assert all(np.array_equal(a.markers, b.markers) for a, b in zip(some, again, strict=True))
     assert len(plots_of(*arguments, share=1e-9, seed=0)) <= 1
     assert plots_of(*arguments[:3], np.full(3, -1)) == []
+
+
+def test_cells_of_another_element_are_not_between_cells(canvas):
+    """They count for nothing; a pixel that both claim is the own cell's, and the interior is that of the own cells, as in scoring."""
+    labels = canvas.source.labels.read(0, 60, 0, 90)
+    left = np.arange(90) < 40
+    sources = [
+        replace(canvas.source, labels=LabelGrid(np.where(mine, labels, 0), (60, 90), np.eye(3)))
+        for mine in (left, ~left | (labels < 4))
+    ]
+    masks = [CellMasks(source, 3.0) for source in sources]
+    mine = Canvas(sources[0], masks[0], 2.0)
+    arguments = np.ones(3), np.ones((len(labels), 3), np.int8), np.arange(3)
+    [alone], [beside] = plots_of(mine, *arguments), plots_of(mine, *arguments, others=masks[1:])
+    own = mine.masks.read(0, 60, 0, 90)[::2, ::2] >= 0
+    foreign = (labels[::2, ::2] > 0) & ~own
+    assert foreign.any()
+    np.testing.assert_array_equal(beside.rows, np.where(foreign, FOREIGN, alone.rows))
+    np.testing.assert_array_equal(beside.interior, alone.interior)
+    np.testing.assert_array_equal(beside.activity, alone.activity)
+    [tile] = ScoringTiles([beside], 48, 1, 1).all_tiles().__next__().numpy()
+    expected = np.where(foreign, UNDEFINED, own)
+    np.testing.assert_array_equal(tile[2, :30, :45], expected)
+    np.testing.assert_array_equal(tile[3, :30, :45] > 0, own)
 
 
 # --- tiles ---

@@ -246,7 +246,7 @@ def test_only_the_network_is_trained():
     assert [name for name, _ in module.named_parameters()] == ["network.gain", "network.offset"]
     assert set(module.state_dict()) == {
         *(f"{part}.{name}" for part in ("network", "mean", "best") for name in ("gain", "offset", "seen")),
-        *("steps", "best_score", "quantiles"),
+        *("steps", "start_score", "best_score", "quantiles"),
     }
 
 
@@ -266,7 +266,7 @@ def test_f1_of_validation_cells_by_hand():
 
 def test_the_best_weights_are_kept(monkeypatch):
     tiles = tiles_of([[POSITIVE, NEGATIVE]])
-    scores = iter([0.4, 0.9, 0.7, 0.8])
+    scores = iter([0.3, 0.4, 0.9, 0.7, 0.8])
     monkeypatch.setattr(ScorerTraining, "judge", lambda self, model: next(scores))
     module = training([tiles], judge_every=3, robust_from=1.0)
     for step in range(10):
@@ -282,11 +282,29 @@ def test_the_best_weights_are_kept(monkeypatch):
     ]
     assert float(result.state_dict()["gain"]) == 8.0 + 6
     assert float(module.best_score) == pytest.approx(0.9)
+    assert not module.spoiled
+
+
+@pytest.mark.parametrize(("start", "gain", "best"), [(0.875, 8.0, -1.0), (0.75, 8.0 + 10, 0.75)])
+def test_a_training_that_only_spoils_gives_back_the_weights_it_began_with(monkeypatch, start, gain, best):
+    """Of weights that are as good as these, the trained ones are kept. What is best before cells are selected does not count."""
+    tiles = tiles_of([[POSITIVE, NEGATIVE]])
+    scores = iter([start, 0.9, 0.7, 0.75])
+    monkeypatch.setattr(ScorerTraining, "judge", lambda self, model: next(scores))
+    module = training([tiles], steps=10, judge_every=4, robust_from=0.5)
+    for step in range(10):
+        module.loss([tiles, tiles])
+        with torch.no_grad():
+            module.network.gain.fill_(8.0 + step + 1)  # type: ignore[operator, union-attr]
+    assert float(module.finished().state_dict()["gain"]) == pytest.approx(gain)
+    assert float(module.start_score) == pytest.approx(start)
+    assert float(module.best_score) == pytest.approx(best)
+    assert module.spoiled == (best < 0)
 
 
 def test_of_a_robust_training_only_weights_of_its_last_part_are_kept(monkeypatch):
     tiles = tiles_of([[POSITIVE, NEGATIVE]])
-    scores = iter([0.9, 0.8, 0.4, 0.5, 0.3])
+    scores = iter([0.2, 0.9, 0.8, 0.4, 0.5, 0.3])
     monkeypatch.setattr(ScorerTraining, "judge", lambda self, model: next(scores))
     module = training([tiles], steps=10, judge_every=2, robust_from=0.5)
     for step in range(10):
@@ -306,7 +324,7 @@ def test_the_last_look_is_not_taken_twice(monkeypatch):
     for _ in range(10):
         module.loss([tiles, tiles])
     module.finished()
-    assert len(calls) == 2
+    assert len(calls) == 1 + 2  # the first at the start
     assert [row["step"] for row in module.history] == [5, 10]
 
 

@@ -21,7 +21,7 @@ from cytonym.data.elements import centers_element
 from cytonym.data.names import with_storable_columns
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
-from cytonym.pl._scores import COLORS
+from cytonym.pl._scores import COLORS, call_by_score
 from cytonym.pl._view import choose_box
 
 mpl.use("Agg")
@@ -188,6 +188,14 @@ def test_crop(sdata):
     assert call.get_title(loc="right") == "0 of 3 positive"
     assert "rows 20 to 40, columns 5 to 60 of an image of 60 x 60 pixels" in texts(figure)
     not_cut_off(figure)
+
+
+def test_scores_at_the_cuts_are_called_as_by_call_markers():
+    scores = np.array([0.2, 0.25, 0.3, 0.7, 0.6, np.nan], np.float32).astype(
+        np.float64
+    )  # 0.7 is a little less as float32
+    assert call_by_score(scores, (0.7, 0.7)).tolist() == [0, 0, 0, 2, 0, -1]
+    assert call_by_score(scores, (0.2, 0.6)).tolist() == [1, 1, 1, 2, 2, -1]
 
 
 def test_cuts_keys_and_no_calls(sdata):

@@ -187,6 +187,16 @@ def test_small_clusters_and_frames(method):
     assert set(adata.obs[method][-8:]) == {"-1"}
 
 
+def test_nodes_of_a_map_do_not_outlive_it():
+    adata = groups()
+    cy.tl.cluster_cells(adata, use_rep="X_nextmarker", key_added="clusters", method="som", **coarse("som"))
+    assert "clusters_node" in adata.obs
+    adata.obs["som_node"] = "mine"
+    cy.tl.cluster_cells(adata, use_rep="X_nextmarker", key_added="clusters", method="leiden", **coarse("leiden"))
+    assert "clusters_node" not in adata.obs
+    assert "som_node" in adata.obs
+
+
 def test_nodes_of_the_map_can_be_merged_by_hand(tmp_path):
     adata = groups()
     cy.tl.cluster_cells(adata, use_rep="X_nextmarker", method="som", grid=(7, 6))

@@ -245,6 +245,26 @@ def test_thresholds():
     assert by_marker.attrs["error_rate"] == pytest.approx(truth["CD3"].mean() / 3)
 
 
+def test_thresholds_and_calls_of_call_markers():
+    """A column of its thresholds is taken, and scores at the threshold are called alike."""
+    adata, truth = table(400)
+    rng = np.random.default_rng(0)
+    scores = pd.DataFrame(rng.integers(0, 11, truth.shape) / 10, index=truth.index, columns=MARKERS).astype("f4")
+    adata.obsm["nimbus_positivity"] = with_storable_columns(scores, "nimbus_positivity", adata.uns)
+    for threshold in ({"CD3": 0.7, "CD20": 0.3, "CD3/CD28": 0.0}, {"CD20": 0.1, "CD3": 0.9, "CD3/CD28": 0.6}):
+        cy.tl.call_markers(adata, threshold=threshold)
+        limits = adata.uns["nimbus_calls"]["thresholds"]["all"]
+        called = cy.get.marker_frame(adata, "nimbus_calls")[MARKERS] == 1
+        expected = float((called.to_numpy() != truth.to_numpy()).mean())
+        for given in (limits, limits[::-1], threshold):
+            assert cy.tl.confounders(adata, truth, threshold=given, n_permutations=1).attrs["error_rate"] == expected
+    twice = pd.concat([limits, limits[:1]])
+    with pytest.raises(ValueError, match=r"`threshold` names markers twice: \['CD3'\]"):
+        cy.tl.confounders(adata, truth, threshold=twice)
+    with pytest.raises(KeyError, match=r"`threshold` lacks the markers \['CD3'\]. It has: \['CD20', 'CD3/CD28'\]"):
+        cy.tl.confounders(adata, truth, threshold=limits[1:])
+
+
 def test_nothing_to_explain_is_said(caplog):
     adata, truth = table()
     with caplog.at_level(logging.INFO, logger="cytonym"):
@@ -352,7 +372,7 @@ def test_errors():
         ({"radius": 0}, ValueError, "`radius` must be positive"),
         ({"radius": np.inf}, ValueError, "`radius` must be positive"),
         ({"n_permutations": 0}, ValueError, "`n_permutations` at least 1"),
-        ({"threshold": 0}, ValueError, "`threshold` must lie above 0"),
+        ({"threshold": -0.1}, ValueError, "Thresholds must be numbers from 0 to 1, got -0.1"),
         ({"threshold": {"CD3": 0.5}}, KeyError, "`threshold` lacks the markers ['CD20', 'CD3/CD28']"),
         ({"rng": "seed"}, TypeError, "`rng` must be a seed"),
     ]:  # fmt: skip

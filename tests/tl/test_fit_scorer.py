@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from spatialdata.models import Labels2DModel
 
 import cytonym as cy
 from cytonym.models import load, save
 from cytonym.models.nimbus import Nimbus, NimbusConfig
 from cytonym.models.scorer_training import SCORER_RECIPE, ScorerTraining
-from cytonym.tl import _fit_scorer
+from cytonym.tl import _scorer_parts
 from cytonym.tl._scoring import channel_statistics
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_what_is_returned(labelled, tmp_path, caplog):
         True,
         ["image"],
     )
-    assert 0 <= told["held_out_f1"] <= 1
+    assert 0 <= told["start_f1"] <= told["held_out_f1"] <= 1
     again = load(save(model, tmp_path / "scorer"))
     assert json.loads(json.dumps(model.history)) == again.history
     assert again.provenance == told
@@ -106,7 +107,8 @@ def test_same_seed_same_bytes(labelled):
     assert not equal(first, other)
 
 
-def test_training_further_leaves_the_model_alone(labelled, scorer):
+def test_training_further_leaves_the_model_alone(labelled, scorer, monkeypatch):
+    monkeypatch.setattr(ScorerTraining, "judge", lambda *_: 0.5)  # good enough to be kept
     model = scorer(2, 2)
     model.markers, model.provenance = ("CD99",), {"licence": "mine"}
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -124,6 +126,17 @@ def test_training_further_leaves_the_model_alone(labelled, scorer):
     assert further.config == model.config
     moved = max(float((v - before[k]).abs().max()) for k, v in further.state_dict().items() if v.is_floating_point())
     assert moved > 0
+
+
+def test_a_training_that_only_spoils_is_not_kept(labelled, scorer, monkeypatch, caplog):
+    scores = iter([0.75, 0.5, 0.5])
+    monkeypatch.setattr(ScorerTraining, "judge", lambda *_: next(scores))
+    model = scorer(2, 2)
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        further = cy.tl.fit_scorer(labelled(), "type", MATRIX, **FAST | {"model": model})
+    assert "The training made the scorer worse on the labels held out (F1 0.750 at its start)" in caplog.text
+    assert equal(further, model)
+    assert (further.provenance["start_f1"], further.provenance["held_out_f1"]) == (0.75, 0.75)
 
 
 def test_an_interrupted_training_ends_at_the_same_weights(labelled, tmp_path, monkeypatch):
@@ -196,10 +209,10 @@ def test_labels_reach_the_plots(labelled, seen):
     cy.tl.fit_scorer(sdata, "type", MATRIX, **FAST)
     [plot] = seen["tiles"].plots
     assert plot.keys.tolist() == [0, 1]
-    assert plot.activity.shape == (25, 2)
+    assert plot.activity.shape == (20, 2)  # of the cells that are not held out
     expected = np.array([[1, 0] if i % 2 else [0, 1] for i in range(1, 26)])
-    expected[[6, 24]] = 2
-    np.testing.assert_array_equal(plot.activity, expected)
+    expected[6] = 2
+    np.testing.assert_array_equal(plot.activity, expected[:20])
     assert plot.rows.shape == (48, 60)  # the last fifth of the rows is held out
     assert len(seen["training"].validation) == 2 * 3  # tiles of 16 pixels that have labelled cells
     assert seen["training"].config_dict() == {"filters": 2, "depth": 2, "pixel_size": 1.0, "quantile": 0.999}
@@ -215,7 +228,7 @@ def test_labels_of_cells_instead_of_types(labelled, seen):
     model = cy.tl.fit_scorer(sdata, marker_labels="truth", **FAST)
     [plot] = seen["tiles"].plots
     assert plot.keys.tolist() == [0]
-    np.testing.assert_array_equal(plot.activity[:, 0], np.where(np.arange(25) == 3, 2, t))
+    np.testing.assert_array_equal(plot.activity[:, 0], np.where(np.arange(20) == 3, 2, t[:20]))
     assert model.markers == ("CD3",)
 
 
@@ -253,22 +266,43 @@ def test_a_fifth_of_many_images_is_held_out_whole(labelled, seen):
     assert held_out.isdisjoint({int(p.keys[0]) // 2 for p in plots})
 
 
-def test_labels_that_are_all_held_out_are_trained_on(labelled, seen):
-    """Where only the last rows are labelled, nothing is left to judge by."""
-    sdata = labelled()
+def test_a_marker_that_is_positive_at_the_bottom_only(labelled, seen):
+    """What is held out is not all that is positive."""
+    sdata = labelled(n_side=9)
     table = sdata["table"]
-    table.obs.loc[table.obs["instance_id"] <= 20, "type"] = np.nan
-    model = cy.tl.fit_scorer(sdata, "type", MATRIX, **FAST)
-    assert seen["training"].validation == []
-    assert model.provenance["held_out_f1"] is None
-    assert [p.rows.shape for p in seen["tiles"].plots] == [(12, 60)]
+    t, bottom = (table.obs["type"] == "T").to_numpy(), table.obsm["spatial"][:, 1] > 88
+    table.obsm["truth"] = pd.DataFrame({"CD3": np.where(t & ~bottom, np.nan, t)}, index=table.obs_names)
+    cy.tl.fit_scorer(sdata, marker_labels="truth", **FAST)
+    shown = [p.activity[np.unique(p.rows[p.rows >= 0]), 0] for p in seen["tiles"].plots]
+    assert {0, 1} <= set(np.concatenate(shown))
+    assert seen["training"].validation
+
+
+def test_several_elements_of_one_image(labelled, seen):
+    """Cells of one are not between those of the other."""
+    sdata = labelled()
+    labels = np.asarray(sdata["cells"])
+    for name, mine in (("left", labels <= 12), ("right", labels > 12)):
+        sdata[name] = Labels2DModel.parse(np.where(mine, labels, 0), dims=("y", "x"))
+    obs = sdata["table"].obs
+    kinds = obs["type"].to_numpy()
+    del sdata.tables["table"]
+    cy.pp.measure_cells(sdata, labels_key=["left", "right"])
+    table = sdata["table"]
+    table.obs["type"] = kinds[table.obs["instance_id"].to_numpy() - 1]
+    cy.tl.fit_scorer(sdata, "type", MATRIX, labels_key=["left", "right"], **FAST)
+    plots = seen["tiles"].plots
+    assert len(plots) == 2
+    for plot in plots:
+        np.testing.assert_array_equal(plot.rows != -1, labels[:48] > 0)
+    assert not ((plots[0].rows >= 0) & (plots[1].rows >= 0)).any()
 
 
 def test_very_many_tiles_are_not_all_judged(labelled, seen, monkeypatch):
     cy.tl.fit_scorer(labelled(n_side=8), "type", MATRIX, **FAST)
     every = seen["training"].validation
     assert all(((t[0, 2] != 2) & (t[0, 3] > 0)).any() for t in every)
-    monkeypatch.setattr(_fit_scorer, "JUDGED_PX", 5 * 16**2)
+    monkeypatch.setattr(_scorer_parts, "JUDGED_PX", 5 * 16**2)
     some = []
     for _ in range(2):
         cy.tl.fit_scorer(labelled(n_side=8), "type", MATRIX, **FAST)
@@ -276,7 +310,7 @@ def test_very_many_tiles_are_not_all_judged(labelled, seen, monkeypatch):
     assert len(every) > len(some[0]) == 5
     assert all(torch.equal(a, b) for a, b in zip(*some, strict=True))
     assert all(any(torch.equal(a, b) for b in every) for a in some[0])
-    monkeypatch.setattr(_fit_scorer, "PLOT_BYTES", 1)
+    monkeypatch.setattr(_scorer_parts, "PLOT_BYTES", 1)
     cy.tl.fit_scorer(labelled(n_side=8), "type", MATRIX, **FAST)
     assert len(seen["tiles"].plots) == 1
 

@@ -11,12 +11,14 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cytonym.data.canvas import Canvas
+    from cytonym.data.canvas import Box, Canvas
+    from cytonym.data.cell_masks import CellMasks
 
 NEGATIVE, POSITIVE, UNDEFINED = 0, 1, 2
+NOBODY, FOREIGN = -1, -2  # pixels between cells, and of cells that another element of the image names
 LAYERS = ("marker", "interior", "target", "cell", "key")
-"""What the layers of a tile are: pixels in 0 … 1, 1 inside cells, activity of the pixel's cell (0 between cells), number of the cell
-within the tile (0 for none), and which (data set, marker) it is."""
+"""What the layers of a tile are: pixels in 0 … 1, 1 inside cells, activity of the pixel's cell (0 between cells, undefined in foreign
+ones), number of the cell within the tile (0 for none), and which (data set, marker) it is."""
 PLOT_PX = 512
 
 
@@ -29,9 +31,9 @@ class Plot:
     interior: np.ndarray
     """bool [h, w]."""
     rows: np.ndarray
-    """int32 [h, w]: the cell of each pixel, -1 for none."""
+    """int32 [h, w]: the cell of each pixel, by its row of `activity`; -1 between cells, -2 in foreign ones."""
     activity: np.ndarray
-    """int8 [cells, C]: 0 negative, 1 positive, 2 undefined."""
+    """int8 [cells, C] of the cells of this piece: 0 negative, 1 positive, 2 undefined."""
     keys: np.ndarray
     """int [C]: number of (data set, marker) of each channel."""
 
@@ -42,7 +44,8 @@ def plots_of(
     activity: np.ndarray,
     keys: np.ndarray,
     *,
-    rows: tuple[int, int] | None = None,
+    box: Box | None = None,
+    others: Sequence[CellMasks] = (),
     share: float = 1.0,
     seed: int = 0,
 ) -> list[Plot]:
@@ -58,37 +61,45 @@ def plots_of(
         int8 [cells, C].
     keys
         Number of (data set, marker) of each channel, int [C]; channels with -1 are left out.
-    rows
-        First and last + 1 row of the canvas to use; all by default.
+    box
+        Of the canvas, to use; all by default.
+    others
+        Cells of other elements of the same image. Their pixels are not between cells, whatever they show: they do not count.
     share
         Of the squares, drawn at random: what fits into memory.
     seed
         Of the draw.
     """
     height, width = canvas.shape
-    first, last = rows or (0, height)
+    top, bottom, left, right = box or (0, height, 0, width)
     boxes = [
-        (y, min(y + PLOT_PX, last), x, min(x + PLOT_PX, width))
-        for y in range(first, last, PLOT_PX)
-        for x in range(0, width, PLOT_PX)
+        (y, min(y + PLOT_PX, bottom), x, min(x + PLOT_PX, right))
+        for y in range(top, bottom, PLOT_PX)
+        for x in range(left, right, PLOT_PX)
     ]
     rng = np.random.default_rng(seed)
     if share < 1:
         boxes = [boxes[i] for i in np.sort(rng.permutation(len(boxes))[: max(1, round(share * len(boxes)))])]
     channels = np.flatnonzero(keys >= 0)
     plots = []
-    for box in boxes:
-        cells = rows_on_canvas(canvas, box)
-        if (cells >= 0).any() and len(channels):
-            markers = canvas.markers(box, channels, factors[channels]).astype(np.float16)
-            plots.append(Plot(markers, canvas.interior(box) > 0, cells, activity[:, channels], keys[channels]))
+    for square in boxes:
+        rows = rows_on_canvas(canvas, canvas.masks, square)
+        own = rows >= 0
+        if not own.any() or not len(channels):
+            continue
+        cells, rows[own] = np.unique(rows[own], return_inverse=True)
+        for masks in others:
+            rows[(rows == NOBODY) & (rows_on_canvas(canvas, masks, square) >= 0)] = FOREIGN
+        markers = canvas.markers(square, channels, factors[channels]).astype(np.float16)
+        interior = canvas.interior(square) > 0
+        plots.append(Plot(markers, interior, rows, activity[np.ix_(cells, channels)], keys[channels]))
     return plots
 
 
-def rows_on_canvas(canvas: Canvas, box: tuple[int, int, int, int]) -> np.ndarray:
+def rows_on_canvas(canvas: Canvas, masks: CellMasks, box: Box) -> np.ndarray:
     """The cell of each pixel of a box of the canvas, int32 [h, w], by the nearest pixel of the image."""
     rows, columns = canvas.y.nearest(*box[:2]), canvas.x.nearest(*box[2:])
-    found = canvas.masks.read(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+    found = masks.read(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
     return found[np.ix_(rows - rows[0], columns - columns[0])].astype(np.int32)
 
 
@@ -165,6 +176,7 @@ class ScoringTiles:
         tile = np.zeros((len(LAYERS), side, side), dtype=np.float32)
         tile[0, :h, :w] = plot.markers[c, y : y + side, x : x + side]
         tile[1, :h, :w] = plot.interior[y : y + side, x : x + side]
+        tile[2, :h, :w][rows == FOREIGN] = UNDEFINED
         cell = rows >= 0
         here, number = np.unique(rows[cell], return_inverse=True)
         tile[2, :h, :w][cell] = plot.activity[here, c][number]

@@ -102,7 +102,7 @@ class ScorerTraining(nn.Module):
     n_keys
         Number of (data set, marker).
     validation
-        Tiles [1, 5, S, S] that choose the weights to keep; none: the last.
+        Tiles [1, 5, S, S] that choose the weights to keep, those to begin with among them; none: the last.
     learned_from
         Hash of images and labels: a state of a training on others is refused.
 
@@ -128,9 +128,11 @@ class ScorerTraining(nn.Module):
         self.start = [p.detach().clone() for p in network.parameters()] if recipe.to_start else []
         self.history: list[dict[str, float]] = []
         self.steps: Tensor
+        self.start_score: Tensor
         self.best_score: Tensor
         self.quantiles: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("start_score", torch.tensor(-1.0))
         self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("quantiles", torch.full((n_keys, 2), torch.nan))
         if learned_from:
@@ -238,6 +240,8 @@ class ScorerTraining(nn.Module):
                 mean[name].copy_(mean[name].lerp(now, rate) if name in trained else now)
             if self.validation and (last or done % self.recipe.judge_every == 0):
                 self._keep_best()
+        elif self.validation and not last:
+            self.start_score.fill_(self.judge(self.mean))
         self.steps += 1
 
     def _keep_best(self) -> None:
@@ -247,14 +251,20 @@ class ScorerTraining(nn.Module):
         if score >= 0 and row not in self.history:  # it is, where a step is done again after an interrupt
             self.history.append(row)
         robust = self.recipe.robust_from
-        if score > float(self.best_score) and (robust >= 1 or int(self.steps) > robust * self.recipe.steps):
+        better = score > float(self.best_score) and score >= float(self.start_score)
+        if better and (robust >= 1 or int(self.steps) > robust * self.recipe.steps):
             self.best_score.fill_(score)
             self.best.load_state_dict(self.mean.state_dict())
 
+    @property
+    def spoiled(self) -> bool:
+        """Whether all weights of the training are worse on the validation cells than those to begin with."""
+        return float(self.start_score) >= 0 > float(self.best_score)
+
     def finished(self) -> Nimbus:
-        """The weights to keep: the best on the validation cells, or the running mean at the end."""
+        """The weights to keep: the best on the validation cells, where need be those to begin with, or the running mean at the end."""
         self._after_step(last=True)
-        kept = self.best if float(self.best_score) >= 0 else self.mean
+        kept = self.best if self.spoiled or float(self.best_score) >= 0 else self.mean
         self.network.load_state_dict(kept.state_dict())
         return self.network.eval()
 

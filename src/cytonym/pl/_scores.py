@@ -52,8 +52,10 @@ def check_cuts(calls: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def call_by_score(scores: np.ndarray, cuts: tuple[float, float]) -> np.ndarray:
-    """0 negative, 1 undecided, 2 positive, -1 where there is no score."""
-    codes = (scores >= cuts[0]).astype(int) + (scores >= cuts[1])
+    """0 negative, 1 undecided, 2 positive, -1 where there is no score. Numbers are compared as float32, as in `tl.call_markers`."""
+    scores = scores.astype(np.float32)
+    low, high = np.array(cuts, dtype=np.float32)
+    codes = (scores >= low).astype(int) + (scores >= high)
     return np.where(np.isfinite(scores), codes, -1)
 
 

@@ -88,7 +88,8 @@ def cluster_cells(
     `adata.obs[key_added]` : categorical [N]
         Cluster of each cell, `"0"` the largest. NaN for cells with a NaN in `use_rep`, which are left out.
     `adata.obs[key_added + "_node"]` : categorical [N], only for `"som"`
-        Node of each cell, row * columns + column of the grid, to merge nodes by hand (see the second example).
+        Node of each cell, row * columns + column of the grid, to merge nodes by hand (see the second example). Another method with
+        the same `key_added` removes it.
     `adata.uns[key_added]["params"]` : dict
         The parameters; `grid` as it was used.
 
@@ -145,6 +146,8 @@ def cluster_cells(
     adata.obs[key] = _column(_by_size(found, min_cluster_size), order, len(values))
     if nodes is not None:
         adata.obs[f"{key}_node"] = _column(nodes.astype(str).astype(object), order, len(values))
+    elif f"{key}_node" in adata.obs:
+        del adata.obs[f"{key}_node"]
     params = {"use_rep": use_rep, "method": method, **settings, "min_cluster_size": int(min_cluster_size), "seed": seed}
     adata.uns[key] = {"params": params}
     return adata if copy else None

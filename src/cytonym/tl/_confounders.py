@@ -33,7 +33,7 @@ def confounders(
     truth: str | pd.DataFrame,
     *,
     key: str = "nimbus_positivity",
-    threshold: float | Mapping[str, float] = 0.5,
+    threshold: float | Mapping[str, float] | pd.Series = 0.5,
     intensities: str | None = None,
     area: str = "area",
     by: str = "region",
@@ -68,7 +68,8 @@ def confounders(
     key
         DataFrame of `adata.obsm` with a score in 0…1 for each cell and marker.
     threshold
-        A cell is called positive from this score on; one number, or one a marker.
+        A cell is called positive from this score on; one number, or one a marker, such as a column of the `thresholds` of
+        `tl.call_markers`. Numbers are compared as float32, as there.
     intensities
         Mean intensities of the cells: `"X"` or a DataFrame of `adata.obsm`. Default: `X` where its variables are markers
         with scores, else `obsm["mean_intensity"]`.
@@ -196,7 +197,11 @@ def _images(adata: AnnData, by: str) -> np.ndarray:
 
 
 def _judge(
-    adata: AnnData, truth: str | pd.DataFrame, key: str, threshold: float | Mapping[str, float], image: np.ndarray
+    adata: AnnData,
+    truth: str | pd.DataFrame,
+    key: str,
+    threshold: float | Mapping[str, float] | pd.Series,
+    image: np.ndarray,
 ) -> _Judged:
     if key not in adata.obsm:
         msg = f"No scores {key!r} in `adata.obsm`. Available: {sorted(map(str, adata.obsm))}. `tl.score_markers` writes them."
@@ -211,15 +216,8 @@ def _judge(
     lost = sorted(set(true.columns) - set(markers))
     if lost:
         logger.info("Markers of the truth without scores are left out: %s.", lost)
-    lacking = [m for m in markers if isinstance(threshold, Mapping) and m not in threshold]
-    if lacking:
-        msg = f"`threshold` lacks the markers {lacking}."
-        raise KeyError(msg)
-    limits = np.array([threshold[m] if isinstance(threshold, Mapping) else threshold for m in markers], dtype=float)
-    if not ((limits > 0) & (limits <= 1)).all():
-        msg = f"`threshold` must lie above 0 and at most at 1, got {threshold}."
-        raise ValueError(msg)
-    numbers = scores.set_axis(scored, axis=1)[markers].to_numpy(dtype=np.float64)
+    limits = _limits(threshold, markers)
+    numbers = scores.set_axis(scored, axis=1)[markers].to_numpy(dtype=np.float32, na_value=np.nan)
     facts = true[markers].to_numpy()
     called = numbers >= limits
     known = np.isfinite(numbers) & np.isfinite(facts) & (image >= 0)[:, None]
@@ -232,6 +230,26 @@ def _judge(
         logger.warning("All %s calls are %s: nothing to explain.", f"{len(wrong):,}", "wrong" if wrong[0] else "right")
     positive = np.where(np.isfinite(facts), facts == 1, called)
     return _Judged(tuple(markers), image, known, facts == 1, positive, cell, marker, wrong)
+
+
+def _limits(threshold: float | Mapping[str, float] | pd.Series, markers: Sequence[str]) -> np.ndarray:
+    """Threshold of each marker, f4 [C]."""
+    if isinstance(threshold, pd.Series) and not threshold.index.is_unique:
+        msg = f"`threshold` names markers twice: {sorted(set(threshold.index[threshold.index.duplicated()]))}."
+        raise ValueError(msg)
+    if isinstance(threshold, Mapping | pd.Series):
+        named = {str(marker): value for marker, value in threshold.items()}
+        lacking = [m for m in markers if m not in named]
+        if lacking:
+            msg = f"`threshold` lacks the markers {lacking}. It has: {list(named)}."
+            raise KeyError(msg)
+        limits = np.array([named[m] for m in markers], dtype=np.float32)
+    else:
+        limits = np.full(len(markers), threshold, dtype=np.float32)
+    if not ((limits >= 0) & (limits <= 1)).all():
+        msg = f"Thresholds must be numbers from 0 to 1, got {dict(threshold) if isinstance(threshold, pd.Series) else threshold}."
+        raise ValueError(msg)
+    return limits
 
 
 def _truth(adata: AnnData, truth: str | pd.DataFrame) -> pd.DataFrame:

@@ -13,12 +13,13 @@ import numpy as np
 from spatialdata import SpatialData
 
 from cytonym._shared import KEYS, RNG, document, seed_of
-from cytonym.data.scoring_tiles import NEGATIVE, POSITIVE, UNDEFINED, ScoringTiles, plots_of
+from cytonym.data.scoring_tiles import NEGATIVE, POSITIVE, UNDEFINED, ScoringTiles
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.models.nimbus import Nimbus, NimbusConfig
 from cytonym.models.scorer_training import SCORER_RECIPE, ScorerRecipe, ScorerTraining
 from cytonym.tl._encoding import check_cells
+from cytonym.tl._scorer_parts import Labelled, judged_tiles, parts
 from cytonym.tl._scoring import fields, scorer
 from cytonym.tl._silver import given_labels, silver_labels
 
@@ -26,19 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
-
     from cytonym.data.scoring_tiles import Plot
     from cytonym.data.source import CellSource
-    from cytonym.tl._scoring import Field
     from cytonym.tl._silver import Assignment
 
 logger = logging.getLogger("cytonym")
-
-PLOT_BYTES = 2**30  # of all plots in memory
-JUDGED_PX = 2**24  # of all tiles that choose the weights: they are looked at again and again
-MANY = 5  # images, of which some can be held out whole
-HELD_OUT = 0.2
 
 
 @document(keys=KEYS, rng=RNG)
@@ -73,7 +66,7 @@ def fit_scorer(
 
     Labels may be wrong: in the last quarter of the training only those cells count whose loss is small among the cells of the same marker and label, or
     whose label is predicted clearly (Nimbus paper). A fifth of the images, or the last rows of fewer than five, is held out and chooses the
-    weights by their F1.
+    weights by their F1. It is another fifth of the labelled cells where a marker would lose all that is positive or negative by that. Where all of the training are worse there than those it began with, these are returned, with a warning in the log.
 
     Parameters
     ----------
@@ -110,7 +103,7 @@ def fit_scorer(
     Returns
     -------
     models.Nimbus
-        On the CPU, with its `history` (loss, share of labelled pixels kept) and `provenance` (with the F1 on what was held out). `models.save` writes it;
+        On the CPU, with its `history` (loss, share of labelled pixels kept) and `provenance` (with the F1 on what was held out, before and after). `models.save` writes it;
         `tl.score_markers` takes it.
 
     Raises
@@ -163,35 +156,48 @@ def fit_scorer(
         labelled.append([_activity(s, at, known, markers) for s, at in zip(sources, rows.rows, strict=True)])
     pairs, keys = _keys(images, labelled)
 
-    found: list[tuple[Field, np.ndarray]] = []
+    found: list[Labelled] = []
+    n_images = 0
     for sources, activities in zip(images, labelled, strict=True):
         ready = fields(
             sources, network, normalization=normalization, pixel_size=pixel_size, diameter_um=diameter_um, seed=seed
         )
-        found += list(zip(ready, activities, strict=True))
-    names = list(dict.fromkeys(marker for _, marker in pairs))
-    trained, judged = _plots(found, keys, seed)
-    judged_tiles = _judged_tiles(judged, chosen.tile_px, seed) if judged else []
+        names = list(dict.fromkeys(s.image_key for s in sources))
+        for field, activity in zip(ready, activities, strict=True):
+            image = n_images + names.index(field.canvas.source.image_key)
+            found.append(Labelled(field, activity, keys[len(found)], image))
+        n_images += len(names)
+    trained, judged = parts(found, [marker for _, marker in pairs], seed)
+    held_out = judged_tiles(judged, chosen.tile_px, seed)
     tiles = ScoringTiles(trained, chosen.tile_px, chosen.batch_size, chosen.steps, seed)
+    learned = list(dict.fromkeys(pairs[key][1] for key in sorted(tiles.places)))
     logger.info(
         "Training %s on %d markers of %d images: %d steps of %d tiles of %d px; %d tiles are held out.",
-        network.name, len(names), len(found), chosen.steps, chosen.batch_size, chosen.tile_px, len(judged_tiles),
+        network.name, len(learned), n_images, chosen.steps, chosen.batch_size, chosen.tile_px, len(held_out),
     )  # fmt: skip
     from cytonym.learning.fit import fit  # lightning takes seconds to import
 
-    training = ScorerTraining(network, chosen, len(pairs), judged_tiles, _hash(trained + judged))
+    training = ScorerTraining(network, chosen, len(pairs), held_out, _hash(trained + judged))
     fit(training, tiles, chosen, seed=seed, device=device, checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs)  # type: ignore[arg-type]
     result = training.finished()
+    f1 = float(training.start_score if training.spoiled else training.best_score)
+    if training.spoiled:
+        logger.warning(
+            "The training made the scorer worse on the labels held out (F1 %.3f at its start): the weights it began with are returned. "
+            "Look at the labels, or train with more of them.",
+            f1,
+        )  # fmt: skip
     result.history = training.history
-    result.markers = tuple(names)
+    result.markers = tuple(learned)
     result.provenance = {
         "cytonym": version("cytonym"),
         "seed": seed,
         "steps": chosen.steps,
         "batch_size": chosen.batch_size,
         "robust": robust,
-        "images": [f.canvas.source.image_key for f, _ in found],
-        "held_out_f1": float(training.best_score) if training.best_score >= 0 else None,
+        "images": [one.field.canvas.source.image_key for one in found],
+        "start_f1": float(training.start_score) if training.start_score >= 0 else None,
+        "held_out_f1": f1 if f1 >= 0 else None,
     }
     return result
 
@@ -239,46 +245,6 @@ def _keys(
     return useful, keys
 
 
-def _plots(
-    found: Sequence[tuple[Field, np.ndarray]], keys: Sequence[np.ndarray], seed: int
-) -> tuple[list[Plot], list[Plot]]:
-    """Squares to train on and to judge by: some of many images, or the last rows of each of a few."""
-    needed = sum(2.0 * np.prod(f.canvas.shape) * (k >= 0).sum() for (f, _), k in zip(found, keys, strict=True))
-    shared: dict[str, Any] = {"share": min(1.0, PLOT_BYTES / needed)}
-    rng = np.random.default_rng([seed, 7])
-    many = len(found) >= MANY
-    out = set(rng.permutation(len(found))[: round(HELD_OUT * len(found))].tolist()) if many else set()
-    trained: list[Plot] = []
-    judged: list[Plot] = []
-    for i, ((field, activity), key) in enumerate(zip(found, keys, strict=True)):
-        height = field.canvas.shape[0]
-        cut = height if many else round((1 - HELD_OUT) * height)
-        for rows in ((0, cut), (cut, height)):
-            if rows[1] > rows[0]:
-                plots = plots_of(field.canvas, field.factors, activity, key, rows=rows, seed=seed + i, **shared)
-                (judged if i in out or rows[0] else trained).extend(plots)
-    if not any(_labelled(p) for p in trained):
-        return judged, []
-    return trained, judged if any(_labelled(p) for p in judged) else []
-
-
-def _judged_tiles(plots: Sequence[Plot], tile_px: int, seed: int) -> list[torch.Tensor]:
-    """Tiles with labelled cells; some of them, drawn at random, where there are very many."""
-    rng = np.random.default_rng([seed, 8])
-    most = max(1, JUDGED_PX // tile_px**2)
-    kept: list[torch.Tensor] = []
-    for i, tile in enumerate(filter(_any_label, ScoringTiles(plots, tile_px, 1, 1).all_tiles())):
-        if i < most:
-            kept.append(tile)
-        elif (place := int(rng.integers(i + 1))) < most:
-            kept[place] = tile
-    return kept
-
-
-def _any_label(tile: torch.Tensor) -> bool:
-    return bool(((tile[0, 2] != UNDEFINED) & (tile[0, 3] > 0)).any())
-
-
 def _hash(plots: Sequence[Plot]) -> bytes:
     """Of all that is learned from."""
     digest = hashlib.sha256()
@@ -286,7 +252,3 @@ def _hash(plots: Sequence[Plot]) -> bytes:
         for array in (plot.markers, plot.interior, plot.rows, plot.activity, plot.keys):
             digest.update(array.tobytes())
     return digest.digest()
-
-
-def _labelled(plot: Plot) -> bool:
-    return bool((plot.activity[np.unique(plot.rows[plot.rows >= 0])] != UNDEFINED).any())

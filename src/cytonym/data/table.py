@@ -117,7 +117,7 @@ class TableRows:
             frame = isinstance(value, pd.DataFrame)
             target.obsm[key] = with_storable_columns(value, key, target.uns) if frame else value
         if inplace and (view or self.table_key not in self.sdata.tables):
-            _attach(self.sdata, self.table_key, target)
+            attach(self.sdata, self.table_key, target)
         return target
 
     def _places(self, known: Any) -> Any:
@@ -173,7 +173,15 @@ def open_table(sdata: SpatialData, sources: Sequence[CellSource], table_key: str
     return TableRows(sdata, table_key, table, rows, spatial)
 
 
-def _attach(sdata: SpatialData, table_key: str, table: AnnData) -> None:
+def attach(sdata: SpatialData, table_key: str, table: AnnData) -> None:
+    """Put a table into `sdata`, in place of the one of that name.
+
+    Raises
+    ------
+    ValueError
+        The table is none that `sdata` takes; the one that is there stays.
+    """
+    TableModel().validate(table)
     if table_key in sdata.tables:
         del sdata.tables[table_key]
     sdata.tables[table_key] = table

@@ -12,7 +12,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from cytonym._shared import KEYS, RNG, document, seed_of
-from cytonym.data.loader import TrainingWindows
+from cytonym.data.loader import TrainingWindows, match_channels
 from cytonym.data.source import resolve
 from cytonym.data.statistics import channel_statistics
 from cytonym.learning.views import Views
@@ -151,6 +151,7 @@ def train(
     from cytonym.learning.fit import fit  # lightning takes seconds to import
 
     cls, config = _method(model)
+    sources = _in_order(sources, model)
     pixel_size = common_pixel_size(sources)
     side = window_side(sources, size_px, size_um)
     if side is not None:
@@ -238,6 +239,21 @@ def _method(model: str | CellEncoder | Any) -> tuple[type[CellEncoder], Any]:
     raise TypeError(msg)
 
 
+def _in_order(sources: list[CellSource], model: Any) -> list[CellSource]:
+    """The sources with their channels in one order: the model's, where it is bound to its panel."""
+    sources = match_channels(sources)
+    if not isinstance(model, CellEncoder) or model.any_panel:
+        return sources
+    markers, channels = set(model.markers), set(sources[0].channels)
+    if markers != channels:
+        msg = (
+            "To train a model further its panel must be that of the images. "
+            f"Only in the model: {sorted(markers - channels)}; only in the images: {sorted(channels - markers)}. `channels` selects."
+        )
+        raise ValueError(msg)
+    return [source.of_channels(model.markers) for source in sources]
+
+
 def _network(
     model: Any, cls: type[CellEncoder], config: Any, markers: Sequence[str], quantiles: np.ndarray, seed: int
 ) -> CellEncoder:
@@ -245,13 +261,6 @@ def _network(
         return cls.from_statistics(markers, quantiles, config, seed=seed)
     if model.any_panel:
         return model.for_panel(markers, quantiles)
-    if set(model.markers) != set(markers):
-        only_model, only_data = sorted(set(model.markers) - set(markers)), sorted(set(markers) - set(model.markers))
-        msg = (
-            "To train a model further its panel must be that of the images. "
-            f"Only in the model: {only_model}; only in the images: {only_data}. `channels` selects."
-        )
-        raise ValueError(msg)
     network = cls(model.markers, config)
     network.load_state_dict(model.state_dict())
     return network

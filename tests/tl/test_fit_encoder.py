@@ -1,0 +1,46 @@
+"""What a training of an encoder sees, by which recipe, and what its state belongs to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import cytonym as cy
+
+torch.set_num_threads(1)
+
+FAST = {"steps": 3, "batch_size": 16, "rng": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return cy.tl.fit_encoder(field(), **FAST)
+
+
+def field(seed=0, order=(0, 1, 2), centers=None):
+    """Three channels of different brightness, in whatever order."""
+    rng = np.random.default_rng(seed)
+    image = rng.poisson(np.array([2, 20, 200])[:, None, None], (3, 48, 48)).astype(np.float32)
+    where = rng.uniform(8, 40, (40, 2)) if centers is None else centers
+    names = ["A", "B", "C"]
+    return cy.io.from_arrays(image[list(order)], centers=where, channels=[names[i] for i in order])
+
+
+def same(a, b):
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def test_a_model_is_trained_further_on_its_own_channels(trained):
+    further = cy.tl.fit_encoder(field(), trained, **FAST)
+    assert not same(further, trained)
+    flipped = cy.tl.fit_encoder(field(order=(2, 1, 0)), trained, **FAST)
+    assert flipped.markers == trained.markers
+    assert same(flipped, further)
+    both = [cy.tl.fit_encoder([field(), field(1, order)], trained, **FAST) for order in ((0, 1, 2), (1, 2, 0))]
+    assert same(*both)
+
+
+def test_a_model_is_trained_further_on_its_own_panel_only(trained):
+    with pytest.raises(ValueError, match=r"Only in the model: \['B'\]; only in the images: \[\]\. `channels` selects"):
+        cy.tl.fit_encoder(field(), trained, channels=["C", "A"], **FAST)

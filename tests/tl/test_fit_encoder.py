@@ -44,3 +44,18 @@ def test_a_model_is_trained_further_on_its_own_channels(trained):
 def test_a_model_is_trained_further_on_its_own_panel_only(trained):
     with pytest.raises(ValueError, match=r"Only in the model: \['B'\]; only in the images: \[\]\. `channels` selects"):
         cy.tl.fit_encoder(field(), trained, channels=["C", "A"], **FAST)
+
+
+CLEARIT = cy.models.ClearITConfig(window_px=16, scale=0.01)
+
+
+@pytest.mark.parametrize("kind", ["further", "scale"])
+def test_a_state_belongs_to_its_cells_and_images(trained, tmp_path, kind):
+    model = trained if kind == "further" else CLEARIT
+    options = FAST | {"steps": 2, "checkpoint_dir": tmp_path}
+    first = cy.tl.fit_encoder(field(), model, **options)
+    assert same(cy.tl.fit_encoder(field(), model, **options), first)
+    elsewhere = field(centers=np.random.default_rng(9).uniform(8, 40, (40, 2)))
+    for other in (field(1), elsewhere, [field(), field(1)]):
+        with pytest.raises(ValueError, match="it learned from other images or cells"):
+            cy.tl.fit_encoder(other, model, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import asdict, is_dataclass, replace
 from functools import partial
@@ -87,7 +89,7 @@ def fit_encoder(
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
     checkpoint_dir
         Folder for the state of the training. After an interrupt the same call goes on from there and ends at the same
-        weights as without it.
+        weights as without it; on other cells or images it is refused.
     trainer_kwargs
         Passed to `lightning.Trainer`: precision, devices, strategy, loggers.
 
@@ -102,7 +104,7 @@ def fit_encoder(
         An image, element, channel, table or method is unknown.
     ValueError
         No cells, NaN or infinite pixels, a window larger than an image, different panels, elements that are rotated
-        against each other.
+        against each other, a state of another training in `checkpoint_dir`.
 
     Examples
     --------
@@ -184,7 +186,7 @@ def train(
     )
     network = fit(
         network, lambda start_step: windows(start_step=start_step), recipe, seed=seed, device=device,
-        checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
+        checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs, learned_from=_digest(sources, statistics),
     )  # fmt: skip
     network.provenance = {
         "cytonym": version("cytonym"),
@@ -198,6 +200,18 @@ def train(
         "silent_markers": silent,
     }
     return network
+
+
+def _digest(sources: Sequence[CellSource], statistics: dict[str, np.ndarray]) -> str:
+    """Hash of the images, as far as they were looked at, and of where the cells are."""
+    digest = hashlib.sha256()
+    for source in sources:
+        about = [source.image_key, source.shape, source.pixels.dtype.name, source.channels]
+        digest.update(json.dumps(about).encode())
+        digest.update(source.centers.tobytes())
+    for name in sorted(statistics):
+        digest.update(statistics[name].tobytes())
+    return digest.hexdigest()
 
 
 def _with_window(

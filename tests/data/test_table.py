@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,14 @@ def test_all_or_nothing():
         rows.write(obs={"good": np.arange(8)}, obsm={"short": np.zeros((3, 2))})
     assert "good" not in rows.table.obs
     assert "table" not in sdata.tables
+
+
+def test_cells_that_the_table_lacks_are_told(caplog):
+    sdata = bare()
+    sdata["table"] = existing([("f0_cells", 3), ("f0_cells", 5), ("f0_cells", 77)])
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        open_table(sdata, resolve(sdata, labels_key="f0_cells", image_key="f0_image"))
+    assert "Table 'table' has no row for 2 of the 4 cells of 'f0_cells'; they are left out." in caplog.text
 
 
 def test_bad_tables():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import cytonym as cy
+from cytonym.learning.views import ViewConfig
 
 torch.set_num_threads(1)
 
@@ -59,3 +62,30 @@ def test_a_state_belongs_to_its_cells_and_images(trained, tmp_path, kind):
     for other in (field(1), elsewhere, [field(), field(1)]):
         with pytest.raises(ValueError, match="it learned from other images or cells"):
             cy.tl.fit_encoder(other, model, **options)
+
+
+PAPER = replace(cy.models.PAPER_RECIPE, steps=2, batch_size=16)
+SMALL = ViewConfig(window_px=(9,), views_per_size=2)
+
+
+def test_a_recipe_keeps_its_sizes_of_views(trained, caplog):
+    options = {"recipe": PAPER, "rng": 0, "device": "cpu"}
+    model = cy.tl.fit_encoder(field(), **options)
+    assert model.provenance["views"]["window_px"] == (10, 8, 6)
+    assert model.config.window_px == 10
+    assert "The views are of" not in caplog.text
+    for kept, arguments in ((trained, {}), ("nextmarker", {"size_px": 11})):
+        caplog.clear()
+        model = cy.tl.fit_encoder(field(), kept, **arguments, **options)
+        assert model.provenance["views"]["window_px"] == (10, 8, 6)
+        assert model.config.window_px == 11
+        assert "The views are of 10 px, the model's windows of 11 px" in caplog.text
+
+
+def test_views_of_one_size_are_of_the_windows(caplog):
+    model = cy.tl.fit_encoder(field(), recipe=replace(PAPER, views=SMALL), rng=0, device="cpu")
+    assert model.provenance["views"]["window_px"] == (model.config.window_px,) == (11,)
+    assert model.provenance["views"]["views_per_size"] == 2
+    assert "The views are of" not in caplog.text
+    cy.tl.fit_encoder(field(), views=SMALL, **FAST)
+    assert "The views are of 9 px, the model's windows of 11 px" in caplog.text

@@ -83,7 +83,8 @@ def fit_encoder(
         all about them, its lengths in binned pixels. Default: the recipe's.
     recipe
         All about the training, such as `models.PAPER_RECIPE` or `models.CLEARIT_TNBC1`; `steps`, `batch_size` and `views` go
-        before it. Default: the method's own, which is made for minutes on a CPU.
+        before it. Default: the method's own, which is made for minutes on a CPU. Views of one size are of the size of the window.
+        Views of several sizes stay as they are, and the largest is the default of the window.
     {rng}
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
@@ -163,6 +164,8 @@ def train(
         check_pixel_size(sources, model)
     else:
         config = _with_window(cls, config, side, pixel_size, given=not isinstance(model, str))
+        if isinstance(model, str) and side is None and recipe is not None and len(recipe.views.window_px) > 1:
+            config = replace(config, window_px=max(recipe.views.window_px))
     recipe = _recipe(recipe or cls.recipe, config.window_px, steps, batch_size, views)
     binning = getattr(config, "binning", 1)
     check_window(sources, config.window_px * binning)
@@ -293,15 +296,13 @@ def _recipe(
         share = batch_size / recipe.batch_size if recipe.optimizer == "lars" else 1.0  # CLEAR-IT: 0.3 N / 256
         rates = {name: getattr(recipe, name) * share for name in ("learning_rate", "final_rate")}
         recipe = replace(recipe, batch_size=int(batch_size), **rates)
-    if isinstance(views, Views):
-        if max(views.window_px) != window_px:
-            msg = f"The views are of {max(views.window_px)} px, the model's windows of {window_px} px (binned, where it bins)."
-            logger.warning(msg)
-        return replace(recipe, views=views)
-    chosen = recipe.views
-    if max(chosen.window_px) != window_px:
+    chosen = views if isinstance(views, Views) else recipe.views
+    if chosen is not views and len(chosen.window_px) == 1:
         chosen = replace(chosen, window_px=(window_px,))
-    if views is not None:
+    if max(chosen.window_px) != window_px:
+        msg = f"The views are of {max(chosen.window_px)} px, the model's windows of {window_px} px (binned, where it bins)."
+        logger.warning(msg)
+    if views is not None and chosen is not views:
         if isinstance(views, bool) or not isinstance(views, (int, np.integer)):
             msg = f"`views` must be the number of views or a ViewConfig or SimCLRViews, got {type(views).__name__}."
             raise TypeError(msg)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from spatialdata.models import TableModel
 
 from cytonym.data.names import with_marker_names, with_storable_columns
 from cytonym.data.source import resolve
@@ -101,7 +102,8 @@ def measure_cells(
     KeyError
         A key or channel is unknown.
     ValueError
-        No cells, an unknown statistic, or NaN pixels inside a cell.
+        No cells, an unknown statistic, NaN pixels inside a cell, or a table without variables whose columns have names that
+        `sdata` does not take.
 
     Examples
     --------
@@ -133,6 +135,8 @@ def measure_cells(
     )
     diameters = [_diameter(source, diameter_px, diameter_um) for source in sources]
     opened = open_table(sdata, sources, table_key)
+    if inplace and opened.table.n_vars == 0:
+        TableModel().validate(opened.table)  # it will be replaced
     markers = list(dict.fromkeys(name for source in sources for name in source.channels))
     wanted = list(dict.fromkeys(["mean", *statistics]))
     n_rows = opened.table.n_obs

@@ -48,6 +48,19 @@ def test_writing_to_the_view_leaves_the_table_alone(adata):
     assert adata.obsm["nextmarker_attributions"].to_numpy().min() == 0
 
 
+def test_nothing_is_shared_with_the_table(adata):
+    adata.uns["phenograph"] = {"params": {"k": 30}}
+    view = cy.get.markers(adata)
+    view.obsm["X_umap"][:] = 1
+    view.obsm["nextmarker_attributions"].iloc[0] = -1
+    view.obs.loc["cell0", "phenograph"] = "2"
+    view.uns["phenograph"]["params"]["k"] = 5
+    assert (adata.obsm["X_umap"] == 0).all()
+    assert adata.obsm["nextmarker_attributions"].to_numpy().min() == 0
+    assert adata.obs["phenograph"].tolist() == list("001122")
+    assert adata.uns["phenograph"] == {"params": {"k": 30}}
+
+
 def test_key_may_be_left_out_only_when_unique(adata):
     assert cy.get.markers(adata).n_vars == 3
     adata.obsm["nimbus_positivity"] = adata.obsm["nextmarker_attributions"] * 0

@@ -54,14 +54,14 @@ def markers(adata: AnnData, key: str | None = None) -> AnnData:
     """
     frame = marker_frame(adata, key)
     view = AnnData(
-        X=np.array(frame, dtype=np.float32),  # a copy: the view may be scaled in place
+        X=frame.to_numpy(np.float32),
         obs=adata.obs,
         var=pd.DataFrame(index=pd.Index(frame.columns.astype(str))),
         obsm=dict(adata.obsm),
         obsp=dict(adata.obsp),
     )
     view.uns.update(adata.uns)
-    return view
+    return view.copy()  # it may be scaled in place, and its columns and nested entries be written to
 
 
 def marker_frame(adata: AnnData, key: str | None = None) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ from spatialdata.models import TableModel
 
 import cytonym as cy
 from cytonym.data.source import resolve
-from cytonym.data.table import open_table
+from cytonym.data.table import attach, open_table
 
 IDS = [3, 5, 11, 40]
 
@@ -111,6 +113,26 @@ def test_all_or_nothing():
         rows.write(obs={"good": np.arange(8)}, obsm={"short": np.zeros((3, 2))})
     assert "good" not in rows.table.obs
     assert "table" not in sdata.tables
+
+
+def test_cells_that_the_table_lacks_are_told(caplog):
+    sdata = bare()
+    sdata["table"] = existing([("f0_cells", 3), ("f0_cells", 5), ("f0_cells", 77)])
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        open_table(sdata, resolve(sdata, labels_key="f0_cells", image_key="f0_image"))
+    assert "Table 'table' has no row for 2 of the 4 cells of 'f0_cells'; they are left out." in caplog.text
+
+
+def test_a_table_stays_where_its_successor_is_refused():
+    sdata = bare()
+    sdata["table"] = table = existing([("f0_cells", 3)])
+    successor = table.copy()
+    successor.obs["Nucleus: Area"] = 3.0
+    with pytest.raises(ValueError, match="Nucleus: Area"):
+        attach(sdata, "table", successor)
+    assert sdata["table"] is table
+    attach(sdata, "table", same := table.copy())
+    assert sdata["table"] is same
 
 
 def test_bad_tables():

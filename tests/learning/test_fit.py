@@ -373,6 +373,8 @@ def test_another_training_in_the_folder(train, blend, tmp_path):
         train(tmp_path, steps=20)
     with pytest.raises(ValueError, match=r"markers was \['DNA', 'CD3'\], is \['DNA', 'CD8'\]"):
         train(tmp_path, model=blend(["DNA", "CD8"]))
+    with pytest.raises(ValueError, match="it learned from other images or cells"):
+        train(tmp_path, learned_from="others")
     other = blend(MARKERS)
     torch.nn.init.ones_(other.mix.weight)
     with pytest.raises(ValueError, match="it began from other weights or data"):

@@ -105,6 +105,22 @@ def test_element_goes_where_the_image_goes(tmp_path):
     assert again.index.tolist() == centers.index.tolist()
 
 
+def test_cells_with_rows_in_a_table_are_not_replaced():
+    plane, _ = nuclei()
+    sdata = cy.io.from_arrays(plane[None], channels=["DNA"])
+    cy.pp.find_cells(sdata, "DNA", diameter_px=9)
+    cy.pp.measure_cells(sdata)
+    with pytest.raises(
+        ValueError, match=r"Tables \['table'\] annotate 'centers', whose ids would become those of other"
+    ):
+        cy.pp.find_cells(sdata, "DNA", diameter_px=14)
+    assert sdata["centers"].radius.iloc[0] == 4.5
+    cy.pp.find_cells(sdata, "DNA", diameter_px=9, key_added="dots")
+    del sdata.tables["table"]
+    cy.pp.find_cells(sdata, "DNA", diameter_px=14)
+    assert sdata["centers"].radius.iloc[0] == 7
+
+
 def test_several_images_and_channels(caplog):
     plane, truth = nuclei()
     other, _ = nuclei(n=12, seed=3)

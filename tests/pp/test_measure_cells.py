@@ -18,6 +18,7 @@ from spatialdata.models import TableModel
 
 import cytonym as cy
 from cytonym.data.source import resolve
+from cytonym.pp import _measure_cells
 from cytonym.pp._intensities import STATISTICS, cell_intensities
 
 IDS = [3, 4, 9, 17, 250, 70000]  # gaps, beyond 16 bit
@@ -163,6 +164,44 @@ def test_not_in_place():
     assert table.shape == (6, 2)
     assert sdata["table"].shape == (6, 0)
     assert "area" not in sdata["table"].obs
+
+
+def test_a_copy_shares_nothing():
+    sdata, _, _ = field()
+    old = sdata["table"]
+    old.obsm["X_pca"], old.uns["colors"] = np.zeros((6, 2)), {"type": ["red"]}
+    copy = cy.pp.measure_cells(sdata, inplace=False)
+    assert copy is not None
+    copy.obsm["X_pca"][:], copy.obsm["spatial"][:] = 1, -1
+    copy.uns["colors"]["type"].append("blue")
+    copy.uns["spatialdata_attrs"]["region"] = "other"
+    assert (old.obsm["X_pca"] == 0).all()
+    assert (old.obsm["spatial"] >= 0).all()
+    assert old.uns["colors"] == {"type": ["red"]}
+    assert old.uns["spatialdata_attrs"]["region"] != "other"
+
+
+def test_a_table_that_cannot_be_stored_is_not_lost(monkeypatch):
+    sdata, _, _ = field()
+    monkeypatch.setattr(_measure_cells, "cell_intensities", None)  # refused before the work
+    table = sdata["table"]
+    table.obs["Nucleus: Area"] = 3.0
+    with pytest.raises(ValueError, match="Nucleus: Area"):
+        cy.pp.measure_cells(sdata)
+    assert sdata["table"] is table
+
+
+def test_cells_of_a_later_call_get_their_places():
+    sdata = cy.io.from_arrays(np.ones((1, 20, 20)), channels=["a"], centers=[[9, 9]], name="one")
+    other = cy.io.from_arrays(np.ones((1, 20, 20)), channels=["a"], centers=[[4, 5]], name="two")
+    sdata.images["two_image"], sdata.shapes["two_centers"] = other["two_image"], other["two_centers"]
+    del sdata.tables["table"]
+    cy.pp.measure_cells(sdata)
+    places = sdata["table"].obsm.pop("spatial")
+    for name in ("one", "two"):
+        cy.pp.measure_cells(sdata, image_key=f"{name}_image", shapes_key=f"{name}_centers")
+    np.testing.assert_array_equal(sdata["table"].obsm["spatial"], places)
+    assert not np.isnan(places).any()
 
 
 def test_images_one_after_the_other_and_of_different_panels():

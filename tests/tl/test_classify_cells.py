@@ -543,6 +543,24 @@ def test_images_of_different_types_are_both_seen(monkeypatch):
     assert kept[0].max() > 300
 
 
+def test_the_first_head_of_fine_tuning_keeps_no_graph(field, monkeypatch):
+    from cytonym.tl import _windows
+
+    encoder = cy.tl.fit_encoder(field, steps=2, batch_size=16)
+    encode, graphs = cy.models.NeXtMarker.encode, []
+
+    def recorded(self, windows):
+        graphs.append(torch.is_grad_enabled())
+        return encode(self, windows)
+
+    monkeypatch.setattr(cy.models.NeXtMarker, "encode", recorded)
+    monkeypatch.setattr(_windows, "supervise", lambda *args, **kwargs: None)
+    model = cy.tl.fit_classifier(field, "label", encoder)
+    assert model.head.weight.abs().sum() > 0
+    assert len(graphs) >= 3  # of a new network, for the head, of the cells held out
+    assert not any(graphs)
+
+
 def test_only_cells_in_the_images_asked_for_count():
     sdata = cy.datasets.tissue_phantom(n_cells=60, n_samples=2, size_px=80, rng=0)
     encoder = cy.tl.fit_encoder(sdata, steps=3, batch_size=16)

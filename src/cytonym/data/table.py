@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from spatialdata.models import TableModel
 from cytonym.data.names import require_name, with_storable_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from spatialdata import SpatialData
 
     from cytonym.data.source import CellSource
+
+logger = logging.getLogger("cytonym")
 
 REGION_KEY = "region"
 INSTANCE_KEY = "instance_id"
@@ -108,7 +111,7 @@ class TableRows:
                 raise ValueError(msg)
         view = self.table.is_view  # writing into a view would copy it with a warning
         target = self.table if inplace and not view else self.table.copy()
-        target.obsm["spatial"] = self._places(target.obsm.get("spatial"))
+        target.obsm["spatial"] = self.places(target.obsm.get("spatial"))
         for key, value in (obs or {}).items():
             target.obs[key] = value
         for key, value in (uns or {}).items():
@@ -117,11 +120,11 @@ class TableRows:
             frame = isinstance(value, pd.DataFrame)
             target.obsm[key] = with_storable_columns(value, key, target.uns) if frame else value
         if inplace and (view or self.table_key not in self.sdata.tables):
-            _attach(self.sdata, self.table_key, target)
+            attach(self.sdata, self.table_key, target)
         return target
 
-    def _places(self, known: Any) -> Any:
-        """Centres; those that are known stay as they are."""
+    def places(self, known: Any) -> Any:
+        """Centres for `obsm["spatial"]`: those that are known stay, cells of the sources without one get theirs."""
         if known is None:
             return self.spatial
         if not isinstance(known, np.ndarray) or known.dtype.kind != "f" or known.shape != self.spatial.shape:
@@ -154,8 +157,7 @@ def open_table(sdata: SpatialData, sources: Sequence[CellSource], table_key: str
         The table annotates no elements or others, has none of the cells, or one of them twice.
     """
     if table_key not in sdata.tables:
-        regions = {source.region for source in sources}
-        others = [name for name, table in sdata.tables.items() if regions & set(_regions(table))]
+        others = annotating(sdata, [source.region for source in sources])
         if others:
             msg = (
                 f"No table {table_key!r} in `sdata.tables`, but {others} annotate these cells: choose with `table_key`."
@@ -167,16 +169,35 @@ def open_table(sdata: SpatialData, sources: Sequence[CellSource], table_key: str
     else:
         table = sdata.tables[table_key]
         rows = [_join(table, table_key, source) for source in sources]
+        for source, at in zip(sources, rows, strict=True):
+            if (at < 0).any():
+                logger.info(
+                    "Table %r has no row for %s of the %s cells of %r; they are left out.",
+                    table_key, f"{(at < 0).sum():,}", f"{len(at):,}", source.region,
+                )  # fmt: skip
     spatial = np.full((table.n_obs, 2), np.nan)
     for source, at in zip(sources, rows, strict=True):
         spatial[at[at >= 0]] = source.spatial[at >= 0]
     return TableRows(sdata, table_key, table, rows, spatial)
 
 
-def _attach(sdata: SpatialData, table_key: str, table: AnnData) -> None:
+def attach(sdata: SpatialData, table_key: str, table: AnnData) -> None:
+    """Put a table into `sdata`, in place of the one of that name.
+
+    Raises
+    ------
+    ValueError
+        The table is none that `sdata` takes; the one that is there stays.
+    """
+    TableModel().validate(table)
     if table_key in sdata.tables:
         del sdata.tables[table_key]
     sdata.tables[table_key] = table
+
+
+def annotating(sdata: SpatialData, regions: Iterable[str]) -> list[str]:
+    """Names of the tables that annotate one of some elements."""
+    return [name for name, table in sdata.tables.items() if set(regions) & set(_regions(table))]
 
 
 def _regions(table: AnnData) -> list[str]:

@@ -60,6 +60,7 @@ def fit(
     resume: bool = True,
     progress: bool = True,
     trainer_kwargs: dict[str, Any] | None = None,
+    learned_from: str = "",
 ) -> CellEncoder:
     """Train a model without labels.
 
@@ -88,6 +89,9 @@ def fit(
     trainer_kwargs
         Passed to `lightning.Trainer`: accelerator, devices, strategy, precision, logger, callbacks, … One device is used
         unless `devices` says otherwise.
+    learned_from
+        What tells the data from others, such as their hash: a state of a training on others is refused. Of use where the initial
+        weights do not depend on the data.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def fit(
     run(
         lambda start, state: _Training(model, recipe, seed, start, state), model, dataset, recipe,
         seed=seed, device=device, checkpoint_dir=checkpoint_dir, checkpoint_every=checkpoint_every, resume=resume,
-        progress=progress, trainer_kwargs=trainer_kwargs, clip=recipe.clip or None,
+        progress=progress, trainer_kwargs=trainer_kwargs, clip=recipe.clip or None, learned_from=learned_from,
     )  # fmt: skip
     return model
 

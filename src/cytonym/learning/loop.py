@@ -102,6 +102,7 @@ def run(
     progress: bool,
     trainer_kwargs: dict[str, Any] | None,
     clip: float | None = None,
+    learned_from: str = "",
 ) -> None:
     """Train a model in place, from the state in `checkpoint_dir` on.
 
@@ -111,13 +112,15 @@ def run(
         Called with the steps done and the state of the optimisers.
     clip
         Largest norm of the gradient.
+    learned_from
+        Hash of the data, where the model has none among its buffers.
     model, dataset, recipe, seed, device, checkpoint_dir, checkpoint_every, resume, progress, trainer_kwargs
         As in `fit.fit`.
     """
     arguments = _trainer_arguments(trainer_kwargs or {}, choose_device(device))
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     home = next(model.parameters()).device
-    training = describe_training(model, recipe, seed)
+    training = describe_training(model, recipe, seed, learned_from)
     model.history, start = [], 0
     optimizer: OptimizerState = {}
     if folder is not None and resume:

@@ -23,6 +23,7 @@ STATE_FILE = "training.safetensors"
 FORMAT = 1
 DIGESTS = {
     "initial weights": "it began from other weights or data",
+    "data": "it learned from other images or cells",
     "labelled cells": "it learned from other labels or other cells",
 }
 """What is compared by its hash, and what to say where it differs."""
@@ -37,14 +38,15 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def describe_training(model: CellEncoder, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What must be equal for a training to be the same one. Taken before the first step."""
+def describe_training(model: CellEncoder, recipe: Recipe, seed: int, data: str) -> dict[str, Any]:
+    """What must be equal for a training to be the same one. Taken before the first step; `data` is a hash."""
     described = {
         "method": model.name,
         "markers": list(model.markers),
         "config": model.config_dict(),
         "recipe": asdict(recipe),
         "seed": int(seed),
+        "data": data,
         "initial weights": weights_digest(model),
     }
     return json.loads(json.dumps(described))  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from cytonym.data.elements import centers_element
 from cytonym.data.nuclear import nuclear_channels
 from cytonym.data.nuclear_size import nucleus_diameter
 from cytonym.data.source import image_sources, level_of
+from cytonym.data.table import annotating
 from cytonym.pp._blobs import find_blobs
 
 if TYPE_CHECKING:
@@ -81,15 +82,15 @@ def find_cells(
     Returns
     -------
     None. Sets `sdata.shapes[key_added]`: a circle of the given diameter a cell, ids from 1 on in order of rows. An element
-    of that name is replaced. An image without any cell gets no element and is named in a warning.
+    of that name is replaced, unless a table annotates it. An image without any cell gets no element and is named in a warning.
 
     Raises
     ------
     KeyError
         No such image or channel.
     ValueError
-        No cell in any image, no channel with the name of a nuclear stain, no size that stands out, pixels that are NaN, or
-        `diameter_um` for an image of unknown pixel size.
+        No cell in any image, no channel with the name of a nuclear stain, no size that stands out, pixels that are NaN,
+        `diameter_um` for an image of unknown pixel size, or a table that annotates the element to be replaced.
 
     Examples
     --------
@@ -118,13 +119,11 @@ def find_cells(
             images = [source.image_key for source in sources if source.channels == names]
             logger.info("Nuclear channel by its name: %s, in %s.", " + ".join(names), ", ".join(images))
     diameters = _diameters(sources, diameter_px, diameter_um)
+    keys = [_element_key(sdata, source.image_key, key_added) for source in sources]
+    _require_free(sdata, keys)
     elements = {}
     empty = []
-    for source, diameter in zip(sources, diameters, strict=True):
-        key = _element_key(sdata, source.image_key, key_added)
-        if key in sdata and key not in sdata.shapes:
-            msg = f"{key!r} is taken by an element that is no shapes element. Choose another `key_added`."
-            raise ValueError(msg)
+    for key, source, diameter in zip(keys, sources, diameters, strict=True):
         blobs = find_blobs(source, diameter, method=method, threshold=threshold)
         if not len(blobs.y):
             empty.append(source.image_key)
@@ -207,6 +206,21 @@ def _element_key(sdata: SpatialData, image_key: str, key_added: str) -> str:
         return key_added
     stem = re.sub(r"[_\-.]+(images?|img|raw)$", "", image_key, flags=re.IGNORECASE)
     return f"{stem}_{key_added}"
+
+
+def _require_free(sdata: SpatialData, keys: Sequence[str]) -> None:
+    """Refuse names of other elements, and of those whose rows in a table would then be about other cells."""
+    for key in keys:
+        if key in sdata and key not in sdata.shapes:
+            msg = f"{key!r} is taken by an element that is no shapes element. Choose another `key_added`."
+            raise ValueError(msg)
+        tables = annotating(sdata, [key])
+        if tables:
+            msg = (
+                f"Tables {tables} annotate {key!r}, whose ids would become those of other cells. Choose another `key_added`, or "
+                "delete these tables from `sdata.tables` first."
+            )
+            raise ValueError(msg)
 
 
 def _circles(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from spatialdata.models import TableModel
 
 from cytonym.data.names import with_marker_names, with_storable_columns
 from cytonym.data.source import resolve
-from cytonym.data.table import open_table
+from cytonym.data.table import attach, open_table
 from cytonym.pp._intensities import STATISTICS, cell_intensities
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def measure_cells(
 
     `X`
         Mean intensity, f4 [cells, markers], with `var_names` = markers. A new table, or one without variables, gets it.
+        Variables cannot be added to a table, so one without any is replaced in `sdata` by a new one with all it has:
+        `sdata[table_key]` is then another object than before.
     `layers[statistic]`
         Other statistics.
     `obsm[f"{statistic}_intensity"]`
@@ -99,7 +102,8 @@ def measure_cells(
     KeyError
         A key or channel is unknown.
     ValueError
-        No cells, an unknown statistic, or NaN pixels inside a cell.
+        No cells, an unknown statistic, NaN pixels inside a cell, or a table without variables whose columns have names that
+        `sdata` does not take.
 
     Examples
     --------
@@ -131,6 +135,8 @@ def measure_cells(
     )
     diameters = [_diameter(source, diameter_px, diameter_um) for source in sources]
     opened = open_table(sdata, sources, table_key)
+    if inplace and opened.table.n_vars == 0:
+        TableModel().validate(opened.table)  # it will be replaced
     markers = list(dict.fromkeys(name for source in sources for name in source.channels))
     wanted = list(dict.fromkeys(["mean", *statistics]))
     n_rows = opened.table.n_obs
@@ -236,27 +242,22 @@ def _write(
         else:
             table.layers[name] = full
     table.uns[KEY] = record
-    if "spatial" not in table.obsm:
-        table.obsm["spatial"] = opened.spatial
+    table.obsm["spatial"] = opened.places(table.obsm.get("spatial"))
     if not inplace:
         return table
     if table is not old or opened.table_key not in opened.sdata.tables:
-        if opened.table_key in opened.sdata.tables:
-            del opened.sdata.tables[opened.table_key]
-        opened.sdata.tables[opened.table_key] = table
+        attach(opened.sdata, opened.table_key, table)
     return None
 
 
 def _with_markers(old: AnnData, markers: list[str]) -> AnnData:
-    """The same rows with markers for variables; nothing that is about rows is lost."""
-    table = ad.AnnData(
+    """A copy of the same rows with markers for variables; nothing that is about rows is lost."""
+    old = old.copy()
+    return ad.AnnData(
         X=np.full((old.n_obs, len(markers)), np.nan, np.float32),
-        obs=old.obs.copy(),
+        obs=old.obs,
         var=pd.DataFrame(index=pd.Index(markers, dtype=str)),
         uns=dict(old.uns),
+        obsm=dict(old.obsm),
+        obsp=dict(old.obsp),
     )
-    for key, value in old.obsm.items():
-        table.obsm[key] = value
-    for key, value in old.obsp.items():
-        table.obsp[key] = value
-    return table

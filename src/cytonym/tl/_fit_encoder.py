@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import asdict, is_dataclass, replace
 from functools import partial
@@ -12,7 +14,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from cytonym._shared import KEYS, RNG, document, seed_of
-from cytonym.data.loader import TrainingWindows
+from cytonym.data.loader import TrainingWindows, match_channels
 from cytonym.data.source import resolve
 from cytonym.data.statistics import channel_statistics
 from cytonym.learning.views import Views
@@ -81,13 +83,14 @@ def fit_encoder(
         all about them, its lengths in binned pixels. Default: the recipe's.
     recipe
         All about the training, such as `models.PAPER_RECIPE` or `models.CLEARIT_TNBC1`; `steps`, `batch_size` and `views` go
-        before it. Default: the method's own, which is made for minutes on a CPU.
+        before it. Default: the method's own, which is made for minutes on a CPU. Views of one size are of the size of the window.
+        Views of several sizes stay as they are, and the largest is the default of the window.
     {rng}
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
     checkpoint_dir
         Folder for the state of the training. After an interrupt the same call goes on from there and ends at the same
-        weights as without it.
+        weights as without it; on other cells or images it is refused.
     trainer_kwargs
         Passed to `lightning.Trainer`: precision, devices, strategy, loggers.
 
@@ -102,7 +105,7 @@ def fit_encoder(
         An image, element, channel, table or method is unknown.
     ValueError
         No cells, NaN or infinite pixels, a window larger than an image, different panels, elements that are rotated
-        against each other.
+        against each other, a state of another training in `checkpoint_dir`.
 
     Examples
     --------
@@ -151,6 +154,7 @@ def train(
     from cytonym.learning.fit import fit  # lightning takes seconds to import
 
     cls, config = _method(model)
+    sources = _in_order(sources, model)
     pixel_size = common_pixel_size(sources)
     side = window_side(sources, size_px, size_um)
     if side is not None:
@@ -160,6 +164,8 @@ def train(
         check_pixel_size(sources, model)
     else:
         config = _with_window(cls, config, side, pixel_size, given=not isinstance(model, str))
+        if isinstance(model, str) and side is None and recipe is not None and len(recipe.views.window_px) > 1:
+            config = replace(config, window_px=max(recipe.views.window_px))
     recipe = _recipe(recipe or cls.recipe, config.window_px, steps, batch_size, views)
     binning = getattr(config, "binning", 1)
     check_window(sources, config.window_px * binning)
@@ -183,7 +189,7 @@ def train(
     )
     network = fit(
         network, lambda start_step: windows(start_step=start_step), recipe, seed=seed, device=device,
-        checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs,
+        checkpoint_dir=checkpoint_dir, trainer_kwargs=trainer_kwargs, learned_from=_digest(sources, statistics),
     )  # fmt: skip
     network.provenance = {
         "cytonym": version("cytonym"),
@@ -197,6 +203,18 @@ def train(
         "silent_markers": silent,
     }
     return network
+
+
+def _digest(sources: Sequence[CellSource], statistics: dict[str, np.ndarray]) -> str:
+    """Hash of the images, as far as they were looked at, and of where the cells are."""
+    digest = hashlib.sha256()
+    for source in sources:
+        about = [source.image_key, source.shape, source.pixels.dtype.name, source.channels]
+        digest.update(json.dumps(about).encode())
+        digest.update(source.centers.tobytes())
+    for name in sorted(statistics):
+        digest.update(statistics[name].tobytes())
+    return digest.hexdigest()
 
 
 def _with_window(
@@ -238,6 +256,21 @@ def _method(model: str | CellEncoder | Any) -> tuple[type[CellEncoder], Any]:
     raise TypeError(msg)
 
 
+def _in_order(sources: list[CellSource], model: Any) -> list[CellSource]:
+    """The sources with their channels in one order: the model's, where it is bound to its panel."""
+    sources = match_channels(sources)
+    if not isinstance(model, CellEncoder) or model.any_panel:
+        return sources
+    markers, channels = set(model.markers), set(sources[0].channels)
+    if markers != channels:
+        msg = (
+            "To train a model further its panel must be that of the images. "
+            f"Only in the model: {sorted(markers - channels)}; only in the images: {sorted(channels - markers)}. `channels` selects."
+        )
+        raise ValueError(msg)
+    return [source.of_channels(model.markers) for source in sources]
+
+
 def _network(
     model: Any, cls: type[CellEncoder], config: Any, markers: Sequence[str], quantiles: np.ndarray, seed: int
 ) -> CellEncoder:
@@ -245,13 +278,6 @@ def _network(
         return cls.from_statistics(markers, quantiles, config, seed=seed)
     if model.any_panel:
         return model.for_panel(markers, quantiles)
-    if set(model.markers) != set(markers):
-        only_model, only_data = sorted(set(model.markers) - set(markers)), sorted(set(markers) - set(model.markers))
-        msg = (
-            "To train a model further its panel must be that of the images. "
-            f"Only in the model: {only_model}; only in the images: {only_data}. `channels` selects."
-        )
-        raise ValueError(msg)
     network = cls(model.markers, config)
     network.load_state_dict(model.state_dict())
     return network
@@ -270,15 +296,13 @@ def _recipe(
         share = batch_size / recipe.batch_size if recipe.optimizer == "lars" else 1.0  # CLEAR-IT: 0.3 N / 256
         rates = {name: getattr(recipe, name) * share for name in ("learning_rate", "final_rate")}
         recipe = replace(recipe, batch_size=int(batch_size), **rates)
-    if isinstance(views, Views):
-        if max(views.window_px) != window_px:
-            msg = f"The views are of {max(views.window_px)} px, the model's windows of {window_px} px (binned, where it bins)."
-            logger.warning(msg)
-        return replace(recipe, views=views)
-    chosen = recipe.views
-    if max(chosen.window_px) != window_px:
+    chosen = views if isinstance(views, Views) else recipe.views
+    if chosen is not views and len(chosen.window_px) == 1:
         chosen = replace(chosen, window_px=(window_px,))
-    if views is not None:
+    if max(chosen.window_px) != window_px:
+        msg = f"The views are of {max(chosen.window_px)} px, the model's windows of {window_px} px (binned, where it bins)."
+        logger.warning(msg)
+    if views is not None and chosen is not views:
         if isinstance(views, bool) or not isinstance(views, (int, np.integer)):
             msg = f"`views` must be the number of views or a ViewConfig or SimCLRViews, got {type(views).__name__}."
             raise TypeError(msg)

@@ -192,15 +192,14 @@ def _read(
     return windows
 
 
+@torch.no_grad()
 def _start_head(
     model: FineTuned, windows: np.ndarray, targets: Targets, rows: np.ndarray, train: np.ndarray, balance: str
 ) -> None:
     """The head begins as the logistic regression on the untouched encoder's embedding."""
     embedding = np.concatenate(
         [
-            model.encoder.encode(middle(torch.from_numpy(windows[part]).float(), model.window_px))
-            .embedding.detach()
-            .numpy()
+            model.encoder.encode(middle(torch.from_numpy(windows[part]).float(), model.window_px)).embedding.numpy()
             for part in np.array_split(train, max(1, -(-len(train) // BATCH)))
         ]
     )
@@ -209,9 +208,8 @@ def _start_head(
     model.spread.fill_(float(spread))
     x = (embedding - embedding.mean(axis=0)) / spread
     weight, bias = solve(x.astype(np.float64), targets, rows[train], balance)
-    with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(weight))
-        model.head.bias.copy_(torch.from_numpy(bias))
+    model.head.weight.copy_(torch.from_numpy(weight))
+    model.head.bias.copy_(torch.from_numpy(bias))
 
 
 @torch.no_grad()

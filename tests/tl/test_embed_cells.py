@@ -317,6 +317,30 @@ def test_several_images_share_one_table(tissue, model):
     np.testing.assert_allclose(part.obsm["X_nextmarker"], alone.obsm["X_nextmarker"], atol=1e-5)
 
 
+def test_a_marker_that_one_image_lacks_stays_with_the_others(tissue, model, caplog):
+    one, two = tissue(n_side=3, seed=1), tissue(n_side=4, seed=2, names=("image2", "cells2"))
+    pixels = np.asarray(two["image2"])[:2]
+    two.images["image2"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["DNA", "CD3"])
+    alone = {sdata: cy.tl.embed_cells(sdata, model, inplace=False) for sdata in (one, two)}
+    both = SpatialData(images={**one.images, **two.images}, labels={**one.labels, **two.labels})
+    keys = {"image_key": ["image", "image2"], "labels_key": ["cells", "cells2"]}
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        cy.tl.embed_cells(both, model, **keys)
+        cy.tl.explain_cells(both, model, method="occlusion", **keys)
+    assert "some images lack, neutral there and without attributions: {'CD20': ['image2']}" in caplog.text
+    table = both["table"]
+    here = (table.obs["region"] == "cells2").to_numpy()
+    assert "missing_markers" not in table.uns["nextmarker"]["model"]
+    np.testing.assert_allclose(table.obsm["X_nextmarker"][here], alone[two].obsm["X_nextmarker"], atol=1e-5)
+    for key in ("nextmarker_attributions", "nextmarker_occlusion"):
+        frame = table.obsm[key]
+        assert list(frame) == ["DNA", "CD3", "CD20"]
+        assert frame["CD20"].isna().tolist() == here.tolist()
+        assert frame[["DNA", "CD3"]].notna().all(axis=None)
+    whole = alone[one].obsm["nextmarker_attributions"]
+    pd.testing.assert_frame_equal(table.obsm["nextmarker_attributions"][~here], whole, atol=1e-5)
+
+
 def test_costs_are_logged_before_training(tissue, caplog):
     with caplog.at_level(logging.INFO, logger="cytonym"):
         cy.tl.fit_encoder(tissue(), **FAST)

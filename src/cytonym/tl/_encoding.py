@@ -127,11 +127,14 @@ def fitted_to(sources: Sequence[CellSource], model: CellEncoder) -> CellEncoder:
 
 
 def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:
-    """Window, pixel size and panel of a trained model against the images. Returns the markers that the images lack."""
+    """Window, pixel size and panel of a trained model against the images. Returns the markers that no image has.
+
+    Warns of these, and of those that only some images have.
+    """
     check_size(model, size)
     check_window(sources, model.window_px)
     check_pixel_size(sources, model)
-    missing: set[str] = set()
+    images: dict[str, set[str]] = {marker: set() for marker in model.markers}  # that lack it
     for source in sources:
         lacking = set(model.markers) - set(source.channels)
         if len(lacking) == len(model.markers):
@@ -140,8 +143,16 @@ def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | N
                 f"Markers: {list(model.markers)}."
             )
             raise ValueError(msg)
-        missing |= lacking
-    return [m for m in model.markers if m in missing]
+        for marker in lacking:
+            images[marker].add(source.image_key)
+    every = {source.image_key for source in sources}
+    missing = [marker for marker, without in images.items() if without == every]
+    some = {marker: sorted(without) for marker, without in images.items() if without and without != every}
+    if missing:
+        logger.warning("Markers of the model that the images lack, neutral in the result: %s.", missing)
+    if some:
+        logger.warning("Markers of the model that some images lack, neutral there and without attributions: %s.", some)
+    return missing
 
 
 def encode_cells(
@@ -152,7 +163,10 @@ def encode_cells(
     device: str = "auto",
     client: Any = None,
 ) -> list[dict[str, np.ndarray]]:
-    """`embedding`, `attributions` and `features` of the cells of each source, NaN for cells outside the image."""
+    """`embedding`, `attributions` and `features` of the cells of each source, NaN for cells outside the image.
+
+    Attributions of markers that an image lacks are NaN, too: a zero would say that the cell has none.
+    """
     results = []
     known = set(model.markers)
     batch_size = max(1, batch_size // model.binning**2)  # as many pixels in memory
@@ -168,6 +182,7 @@ def encode_cells(
         else:
             tasks = [_Cells(part, rows, model.window_px, batch_size) for rows in _bands(part)]
             results.append(predict_distributed(model, tasks, client, **shared))
+        results[-1]["attributions"][:, [m not in markers for m in model.markers]] = np.nan
     return results
 
 
@@ -210,6 +225,6 @@ def by_row(rows: TableRows, results: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def marker_table(adata: AnnData, values: np.ndarray, markers: Sequence[str], missing: Sequence[str]) -> pd.DataFrame:
-    """A DataFrame for `obsm`: one column a marker that the images have."""
+    """A DataFrame for `obsm`: one column a marker that any of the images has."""
     frame = pd.DataFrame(values, index=adata.obs_names, columns=list(markers))
     return frame.drop(columns=list(missing))

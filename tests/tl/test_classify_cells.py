@@ -71,6 +71,28 @@ def test_default_is_intensities_area_and_the_embedding():
     assert cy.tl.fit_classifier(cells(embedding=False), "label").provenance["use_rep"] == ["X", "area"]
 
 
+def test_an_embedding_is_found_after_concatenation():
+    """Which leaves `uns` out."""
+    parts = {name: cells(seed=seed) for seed, name in enumerate("ab")}
+    for part in parts.values():
+        part.obsm["X_umap"] = part.obsm["X_nextmarker"][:, :2]
+    both = ad.concat(parts, index_unique="-")
+    assert not both.uns
+    assert cy.tl.fit_classifier(both, "label").provenance["use_rep"] == ["X", "area", "X_nextmarker"]
+    both.obsm["X_mine"] = both.obsm.pop("X_nextmarker")
+    assert cy.tl.fit_classifier(both, "label").provenance["use_rep"] == ["X", "area"]
+    both.obsm["mine_attributions"] = pd.DataFrame({"CD3": 0.0}, index=both.obs_names)
+    assert cy.tl.fit_classifier(both, "label").provenance["use_rep"] == ["X", "area", "X_mine"]
+
+
+@pytest.mark.parametrize("model", ["logistic", "maps"])
+def test_an_area_in_words_is_not_taken(model):
+    adata = cells(embedding=False)
+    adata.obs["area"] = "tumour"
+    schedule = None if model == "logistic" else QUICK
+    assert cy.tl.fit_classifier(adata, "label", model, schedule=schedule).provenance["use_rep"] == ["X"]
+
+
 def test_maps_takes_intensities_and_area_alone():
     model = cy.tl.fit_classifier(cells(), "label", "maps", schedule=QUICK)
     assert model.markers == ("X:CD3", "X:CD20", "X:CD68", "area")

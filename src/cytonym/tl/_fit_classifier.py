@@ -88,7 +88,7 @@ def fit_classifier(
             Its weights and a linear head are trained together (fine-tuning).
     use_rep
         Keys of `obsm`, `"X"`, or numeric columns of `obs` to learn from. Default: mean intensities, area and the one
-        embedding of the table, side by side. Ignored by models on pixels.
+        embedding that `embed_cells` wrote, side by side. Ignored by models on pixels.
     groups
         Column of `obs` with the patient of each cell. Default: the image.
     test

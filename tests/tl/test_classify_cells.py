@@ -473,13 +473,35 @@ def test_no_score_on_cells_or_patients_learned_from():
     adata.obs["learned"] = ~adata.obs["held"]
     with pytest.raises(ValueError, match="has learned from .* of the .* test cells"):
         cy.tl.classify_cells(adata, "label", model, test="learned", groups="patient")
-    other = cells(200, seed=9, labelled=1.0)  # other cells under the same names, of the same patients
+    other = cells(200, seed=9, labelled=1.0)  # other cells of the same patients
     other.obs["held"] = True
+    with pytest.raises(ValueError, match=r"if these are others, give them other `obs_names`"):
+        cy.tl.classify_cells(other, "label", model, test="held")
+    other.obs_names = [f"other_{name}" for name in other.obs_names]
     with pytest.raises(
         ValueError, match=r"has learned from 3 of the patients of the test cells, such as \['p0', 'p1', 'p2'\]"
     ):
         cy.tl.classify_cells(other, "label", model, test="held", groups="patient")
     cy.tl.classify_cells(other, "label", model, test="held")
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_cells_learned_from_are_known_by_other_numbers(placed):
+    """As after `sc.pp.log1p`; at another place they are other cells, also under the same names."""
+    adata = cells(labelled=1.0)
+    adata.obs["learned"] = True
+    if placed:
+        adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 99, (adata.n_obs, 2))
+    model = cy.tl.fit_classifier(adata, "label")
+    order = np.random.default_rng(1).permutation(adata.n_obs)
+    changed = adata[order].copy()
+    changed.X = np.log1p(changed.X)
+    with pytest.raises(ValueError, match="has learned from 240 of the 240 test cells"):
+        cy.tl.classify_cells(changed, "label", model, test="learned")
+    if placed:
+        changed.obsm["spatial"] += 1.0
+        cy.tl.classify_cells(changed, "label", model, test="learned")
+        assert changed.uns["phenotype"]["test"]["n_cells"] == 240
 
 
 def test_a_folder_called_like_a_method_is_not_taken_for_it(tmp_path, monkeypatch):

@@ -84,7 +84,8 @@ def classify_cells(
         See `fit_classifier`; for training only.
     test
         Boolean column of `obs`: labelled cells that are kept out of training and scored. Refused where a patient of
-        `groups` has cells on both sides, and where a trained classifier has learned from one of the cells, or of the patients.
+        `groups` has cells on both sides, and where a trained classifier has learned from one of the cells, known by their names
+        and places, or of the patients.
     thresholds
         Of each class, 0 to 1, in place of those that maximise F1 on cells held out; with several labels only.
     table_key
@@ -266,7 +267,10 @@ def _check_unseen(table: AnnData, model: Labeller, rows: np.ndarray, groups: str
     told = model.provenance
     seen = set(told.get("learned_from", [])) & set(cell_marks(table, rows))
     if seen:
-        msg = f"The classifier has learned from {len(seen):,} of the {len(rows):,} test cells: a score would mean nothing."
+        msg = (
+            f"The classifier has learned from {len(seen):,} of the {len(rows):,} test cells: a score would mean nothing. Cells are "
+            "known by their names and, where it is there, `obsm['spatial']`; if these are others, give them other `obs_names`."
+        )
         raise ValueError(msg)
     if groups is not None and told.get("groups") == groups:
         both = sorted(set(told.get("patients", [])) & set(table.obs[groups].iloc[rows].astype(str)))

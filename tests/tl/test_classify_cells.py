@@ -535,6 +535,8 @@ def test_markers_in_brackets_are_markers():
     ("arguments", "error", "text"),
     [
         ({"key_added": "patient", "groups": "patient"}, ValueError, "would write over `obs\\['patient'\\]`"),
+        ({"key_added": "my", "use_rep": ["X", "my_confidence"]}, ValueError, "over `obs\\['my_confidence'\\]`"),
+        ({"key_added": "my", "use_rep": "my_proba"}, ValueError, "over `obsm\\['my_proba'\\]`"),
         ({"schedule": QUICK}, ValueError, "'logistic' is solved at once"),
         ({"chanels": ["CD3"]}, TypeError, "Unknown arguments \\['chanels'\\]"),
     ],
@@ -542,6 +544,16 @@ def test_markers_in_brackets_are_markers():
 def test_arguments_are_not_swallowed(arguments, error, text):
     with pytest.raises(error, match=text):
         cy.tl.classify_cells(cells(), "label", **arguments)
+
+
+def test_no_label_column_of_several_is_written_over():
+    adata = cells()
+    for name in ("CD3+", "CD20+"):
+        adata.obs[name] = (adata.obs["truth"] == {"CD3+": "T", "CD20+": "B"}[name]).astype(int)
+    before = adata.obs.copy()
+    with pytest.raises(ValueError, match=r"`key_added='CD3\+'` would write over `obs\['CD3\+'\]`, which is read here"):
+        cy.tl.classify_cells(adata, ["CD20+", "CD3+"], multilabel=True, key_added="CD3+")
+    pd.testing.assert_frame_equal(adata.obs, before)
 
 
 def test_a_trained_classifier_takes_no_keys_of_images_and_no_training():

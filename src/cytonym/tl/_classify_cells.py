@@ -135,11 +135,7 @@ def classify_cells(
     >>> bool((adata.obs["phenotype"] == adata.obs["cell_type"]).mean() > 0.8)
     True
     """
-    if key_added in (label_key, groups, test):
-        msg = (
-            f"`key_added={key_added!r}` would write over `obs[{key_added!r}]`, which is read here. Choose another name."
-        )
-        raise ValueError(msg)
+    _check_name(key_added, [*_each(label_key), *_each(use_rep), groups, test])
     check_keys(keys)
     trained = _trained(model)
     if trained is None:
@@ -184,6 +180,19 @@ def classify_cells(
     target.uns[key_added] = _describe(trained, given=given) | ({"test": tested} if tested else {})
     target.obsm[f"{key_added}_proba"] = with_storable_columns(proba, f"{key_added}_proba", target.uns)
     return target if copy else None
+
+
+def _each(keys: str | Sequence[str] | None) -> list[str]:
+    return [keys] if isinstance(keys, str) else list(keys or ())
+
+
+def _check_name(key_added: str, read: Sequence[str | None]) -> None:
+    """No result takes the place of what is read."""
+    written = {key_added: "obs", f"{key_added}_confidence": "obs", f"{key_added}_proba": "obsm"}
+    for key, where in written.items():
+        if key in read:
+            msg = f"`key_added={key_added!r}` would write over `{where}[{key!r}]`, which is read here. Choose another name."
+            raise ValueError(msg)
 
 
 def _trained(model: Any) -> Labeller | None:

@@ -546,6 +546,20 @@ def test_arguments_are_not_swallowed(arguments, error, text):
         cy.tl.classify_cells(cells(), "label", **arguments)
 
 
+def test_conflicts_of_rules_do_not_stay_beside_other_names(caplog):
+    adata = cells()
+    adata.obsm["nimbus_calls"] = pd.DataFrame(1, index=adata.obs_names, columns=["CD3", "CD20"])
+    cy.tl.phenotype_cells(adata, {"T": "CD3+", "B": "CD20+"})
+    assert adata.obs["phenotype_conflict"].all()
+    named = cy.tl.classify_cells(adata, "label", copy=True)
+    assert "phenotype_conflict" not in named.obs
+    assert "phenotype_conflict" in adata.obs
+    assert "'phenotype_conflict' of `tl.phenotype_cells` is removed" in caplog.text
+    named.obs["phenotype_conflict"] = "mine"  # not of these rules
+    cy.tl.classify_cells(named, "label")
+    assert "phenotype_conflict" in named.obs
+
+
 def test_no_label_column_of_several_is_written_over():
     adata = cells()
     for name in ("CD3+", "CD20+"):

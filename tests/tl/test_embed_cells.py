@@ -341,6 +341,18 @@ def test_a_marker_that_one_image_lacks_stays_with_the_others(tissue, model, capl
     pd.testing.assert_frame_equal(table.obsm["nextmarker_attributions"][~here], whole, atol=1e-5)
 
 
+def test_nothing_of_another_method_stays_under_its_name(tissue, model):
+    sdata = tissue()
+    cy.tl.embed_cells(sdata, model, key_added="mine")
+    assert "mine_features" in sdata["table"].obsm
+    other = cy.models.ClearIT.from_statistics(["DNA", "CD3", "CD20"], [40.0, 20.0, 20.0]).eval()
+    copied = cy.tl.embed_cells(sdata, other, key_added="mine", inplace=False)
+    assert "mine_features" not in copied.obsm
+    assert "mine_features" in sdata["table"].obsm
+    cy.tl.embed_cells(sdata, other, key_added="mine")
+    assert sorted(sdata["table"].obsm) == ["X_mine", "mine_attributions", "spatial"]
+
+
 def test_costs_are_logged_before_training(tissue, caplog):
     with caplog.at_level(logging.INFO, logger="cytonym"):
         cy.tl.fit_encoder(tissue(), **FAST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -94,7 +95,7 @@ def classify_cells(
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
     key_added
-        Name of the results, `"phenotype"` below.
+        Name of the results, `"phenotype"` below. What `phenotype_cells` wrote under this name goes.
     copy
         Work on a copy of the table and return it.
     **keys
@@ -175,6 +176,7 @@ def classify_cells(
     tested = _scored(table, trained, logits, label_key, test, groups, multilabel=trained.config.multilabel)
     obs, proba = _calls(table, trained, logits, key_added)
     target = table.copy() if copy else table
+    _forget_rules(target, key_added)
     for name, column in obs.items():
         target.obs[name] = column
     target.uns[key_added] = _describe(trained, given=given) | ({"test": tested} if tested else {})
@@ -289,6 +291,14 @@ def _check_unseen(table: AnnData, model: Labeller, rows: np.ndarray, groups: str
                 f"`obs[{groups!r}]`: a score would mean nothing for new ones."
             )
             raise ValueError(msg)
+
+
+def _forget_rules(adata: AnnData, key: str) -> None:
+    """Conflicts of rules would be taken for those of the new names."""
+    told, column = adata.uns.get(key), f"{key}_conflict"
+    if isinstance(told, Mapping) and "rules" in told and column in adata.obs:
+        del adata.obs[column]
+        logger.warning("%r of `tl.phenotype_cells` is removed, as other phenotypes take the place of its own.", column)
 
 
 def _describe(model: Labeller, *, given: bool) -> dict[str, Any]:

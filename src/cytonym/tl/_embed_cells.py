@@ -84,7 +84,7 @@ def embed_cells(
         A `dask.distributed.Client` to embed on, instead of this process. The result is the same.
     {rng}
     key_added
-        Name of the results, `"nextmarker"` below; by default the method's.
+        Name of the results, `"nextmarker"` below; by default the method's. What was written under this name before goes.
     inplace
         Write into the table of `sdata`; otherwise return an annotated copy and leave `sdata` as it is.
 
@@ -160,6 +160,8 @@ def embed_cells(
     params = {"channels": list(sources[0].channels), "images": [s.image_key for s in sources], "seed": seed}
     uns = {name: describe(encoder, missing) | {"params": params}}
     result = rows.write(obsm=obsm, uns=uns, inplace=inplace)
+    if f"{name}_features" not in obsm and f"{name}_features" in result.obsm:  # of another method under this name
+        del result.obsm[f"{name}_features"]
     return None if inplace else result
 
 

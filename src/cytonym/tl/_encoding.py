@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cytonym.data.checks import resolve_size
+from cytonym.data.chunks import in_memory
 from cytonym.data.loader import match_channels
 from cytonym.data.patches import Block, CellPatches
 from cytonym.data.statistics import channel_statistics
@@ -171,16 +172,16 @@ def encode_cells(
     known = set(model.markers)
     batch_size = max(1, batch_size // model.binning**2)  # as many pixels in memory
     for source in sources:
-        used = [i for i, channel in enumerate(source.channels) if channel in known]  # read no other channel
-        markers = tuple(source.channels[i] for i in used)
-        part = replace(source, channels=markers, channel_index=source.channel_index[used])
+        part = source.of_channels([channel for channel in source.channels if channel in known])  # read no other
+        markers = part.channels
         shared: dict[str, Any] = {"n_rows": len(source.instance_ids), "markers": markers, "device": device}
         blocks = CellPatches(part, model.window_px, batch_size=batch_size)
         shared["n_cells"] = len(blocks)
         if client is None:
             results.append(predict(model, blocks, **shared))
         else:
-            tasks = [_Cells(part, rows, model.window_px, batch_size) for rows in _bands(part)]
+            bare = replace(part, labels=None, areas=None)  # what an encoder does not see need not travel
+            tasks = [_Cells(bare.subset(rows), rows, model.window_px, batch_size) for rows in _bands(part)]
             results.append(predict_distributed(model, tasks, client, **shared))
         results[-1]["attributions"][:, [m not in markers for m in model.markers]] = np.nan
     return results
@@ -188,31 +189,33 @@ def encode_cells(
 
 @dataclass(frozen=True)
 class _Cells:
-    """Windows of some rows of a source, read where this is called. An image in a store travels by its path."""
+    """Windows of some cells, read where this is called. An image in a store travels by its path."""
 
     source: CellSource
+    """These cells and no others."""
     rows: np.ndarray
+    """Their rows in the results."""
     size_px: int
     batch_size: int
 
     def __call__(self) -> Iterator[Block]:
-        for block in CellPatches(self.source.subset(self.rows), self.size_px, batch_size=self.batch_size):
+        for block in CellPatches(self.source, self.size_px, batch_size=self.batch_size):
             yield Block(self.rows[block.rows], block.windows)
 
 
 def _bands(source: CellSource) -> list[np.ndarray]:
-    """Rows of the cells in each band of the image, along its longer side. Bands end where chunks end."""
+    """Rows of the cells inside, of each band of the image along its longer side. Bands end where chunks end."""
     height, width = source.pixels.shape[1:]
     axis = 0 if height >= width else 1
-    if isinstance(source.pixels, np.ndarray):  # one task: each would carry the whole image along
+    if in_memory(source.pixels):  # one task: each would carry the whole image along
         length = max(height, width)
     else:
         chunk = source.pixels.chunks[axis + 1]
         length = chunk if isinstance(chunk, int) else chunk[0]
         length *= max(1, BAND_PX // length)
-    position = np.nan_to_num(source.centers[:, axis], nan=-1, posinf=-1, neginf=-1)
-    band = np.floor(position / length)
-    return [np.flatnonzero(band == b) for b in np.unique(band)]
+    rows = np.flatnonzero(source.inside)
+    band = np.floor(source.centers[rows, axis] / length)
+    return [rows[band == b] for b in np.unique(band)]
 
 
 def by_row(rows: TableRows, results: Sequence[np.ndarray]) -> np.ndarray:

@@ -17,6 +17,7 @@ from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Identity, Scale
 
 import cytonym as cy
+from cytonym.data import masks
 from cytonym.data.labels import LabelGrid, label_centroids
 from cytonym.data.masks import MaskedPatches
 from cytonym.data.patches import CellPatches
@@ -94,6 +95,33 @@ def test_equals_slices(make_source, height, width, n, side, kind, dtype, pixel, 
     patches = MaskedPatches(source, side, batch_size=batch_size)
     for _ in range(2):  # may be iterated again
         agree(patches, labels, side)
+
+
+def test_scattered_cells_are_read_apart(make_source, monkeypatch):
+    """Memory depends on the windows, not on how far they are from each other."""
+    labels = nuclei(300, 400, 40, 1)
+    ids, centers = label_centroids(labels)
+    source = replace(
+        make_source(np.ones((1, 300, 400), "u1"), centers[:, ::-1]), instance_ids=ids,
+        labels=LabelGrid(labels, (300, 400), np.eye(3)),
+    )  # fmt: skip
+    sizes = []
+    read = LabelGrid.read
+
+    def seen(self, *box):
+        found = read(self, *box)
+        sizes.append(found.size)
+        return found
+
+    monkeypatch.setattr(LabelGrid, "read", seen)
+    agree(MaskedPatches(source, 11), labels, 11)
+    assert len(sizes) == 1
+    for most, n in ((5000, len(ids)), (1, 2 * len(ids))):  # less than a window: each by itself
+        sizes.clear()
+        monkeypatch.setattr(masks, "LABELS_AT_ONCE", most)
+        agree(MaskedPatches(source, 11), labels, 11)
+        assert 1 < len(sizes) < n
+        assert max(sizes) <= max(most, 121)
 
 
 def test_by_eye(make_source):

@@ -71,6 +71,28 @@ def test_default_is_intensities_area_and_the_embedding():
     assert cy.tl.fit_classifier(cells(embedding=False), "label").provenance["use_rep"] == ["X", "area"]
 
 
+def test_an_embedding_is_found_after_concatenation():
+    """Which leaves `uns` out."""
+    parts = {name: cells(seed=seed) for seed, name in enumerate("ab")}
+    for part in parts.values():
+        part.obsm["X_umap"] = part.obsm["X_nextmarker"][:, :2]
+    both = ad.concat(parts, index_unique="-")
+    assert not both.uns
+    assert cy.tl.fit_classifier(both, "label").provenance["use_rep"] == ["X", "area", "X_nextmarker"]
+    both.obsm["X_mine"] = both.obsm.pop("X_nextmarker")
+    assert cy.tl.fit_classifier(both, "label").provenance["use_rep"] == ["X", "area"]
+    both.obsm["mine_attributions"] = pd.DataFrame({"CD3": 0.0}, index=both.obs_names)
+    assert cy.tl.fit_classifier(both, "label").provenance["use_rep"] == ["X", "area", "X_mine"]
+
+
+@pytest.mark.parametrize("model", ["logistic", "maps"])
+def test_an_area_in_words_is_not_taken(model):
+    adata = cells(embedding=False)
+    adata.obs["area"] = "tumour"
+    schedule = None if model == "logistic" else QUICK
+    assert cy.tl.fit_classifier(adata, "label", model, schedule=schedule).provenance["use_rep"] == ["X"]
+
+
 def test_maps_takes_intensities_and_area_alone():
     model = cy.tl.fit_classifier(cells(), "label", "maps", schedule=QUICK)
     assert model.markers == ("X:CD3", "X:CD20", "X:CD68", "area")
@@ -451,13 +473,35 @@ def test_no_score_on_cells_or_patients_learned_from():
     adata.obs["learned"] = ~adata.obs["held"]
     with pytest.raises(ValueError, match="has learned from .* of the .* test cells"):
         cy.tl.classify_cells(adata, "label", model, test="learned", groups="patient")
-    other = cells(200, seed=9, labelled=1.0)  # other cells under the same names, of the same patients
+    other = cells(200, seed=9, labelled=1.0)  # other cells of the same patients
     other.obs["held"] = True
+    with pytest.raises(ValueError, match=r"if these are others, give them other `obs_names`"):
+        cy.tl.classify_cells(other, "label", model, test="held")
+    other.obs_names = [f"other_{name}" for name in other.obs_names]
     with pytest.raises(
         ValueError, match=r"has learned from 3 of the patients of the test cells, such as \['p0', 'p1', 'p2'\]"
     ):
         cy.tl.classify_cells(other, "label", model, test="held", groups="patient")
     cy.tl.classify_cells(other, "label", model, test="held")
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_cells_learned_from_are_known_by_other_numbers(placed):
+    """As after `sc.pp.log1p`; at another place they are other cells, also under the same names."""
+    adata = cells(labelled=1.0)
+    adata.obs["learned"] = True
+    if placed:
+        adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 99, (adata.n_obs, 2))
+    model = cy.tl.fit_classifier(adata, "label")
+    order = np.random.default_rng(1).permutation(adata.n_obs)
+    changed = adata[order].copy()
+    changed.X = np.log1p(changed.X)
+    with pytest.raises(ValueError, match="has learned from 240 of the 240 test cells"):
+        cy.tl.classify_cells(changed, "label", model, test="learned")
+    if placed:
+        changed.obsm["spatial"] += 1.0
+        cy.tl.classify_cells(changed, "label", model, test="learned")
+        assert changed.uns["phenotype"]["test"]["n_cells"] == 240
 
 
 def test_a_folder_called_like_a_method_is_not_taken_for_it(tmp_path, monkeypatch):
@@ -491,6 +535,8 @@ def test_markers_in_brackets_are_markers():
     ("arguments", "error", "text"),
     [
         ({"key_added": "patient", "groups": "patient"}, ValueError, "would write over `obs\\['patient'\\]`"),
+        ({"key_added": "my", "use_rep": ["X", "my_confidence"]}, ValueError, "over `obs\\['my_confidence'\\]`"),
+        ({"key_added": "my", "use_rep": "my_proba"}, ValueError, "over `obsm\\['my_proba'\\]`"),
         ({"schedule": QUICK}, ValueError, "'logistic' is solved at once"),
         ({"chanels": ["CD3"]}, TypeError, "Unknown arguments \\['chanels'\\]"),
     ],
@@ -498,6 +544,30 @@ def test_markers_in_brackets_are_markers():
 def test_arguments_are_not_swallowed(arguments, error, text):
     with pytest.raises(error, match=text):
         cy.tl.classify_cells(cells(), "label", **arguments)
+
+
+def test_conflicts_of_rules_do_not_stay_beside_other_names(caplog):
+    adata = cells()
+    adata.obsm["nimbus_calls"] = pd.DataFrame(1, index=adata.obs_names, columns=["CD3", "CD20"])
+    cy.tl.phenotype_cells(adata, {"T": "CD3+", "B": "CD20+"})
+    assert adata.obs["phenotype_conflict"].all()
+    named = cy.tl.classify_cells(adata, "label", copy=True)
+    assert "phenotype_conflict" not in named.obs
+    assert "phenotype_conflict" in adata.obs
+    assert "'phenotype_conflict' of `tl.phenotype_cells` is removed" in caplog.text
+    named.obs["phenotype_conflict"] = "mine"  # not of these rules
+    cy.tl.classify_cells(named, "label")
+    assert "phenotype_conflict" in named.obs
+
+
+def test_no_label_column_of_several_is_written_over():
+    adata = cells()
+    for name in ("CD3+", "CD20+"):
+        adata.obs[name] = (adata.obs["truth"] == {"CD3+": "T", "CD20+": "B"}[name]).astype(int)
+    before = adata.obs.copy()
+    with pytest.raises(ValueError, match=r"`key_added='CD3\+'` would write over `obs\['CD3\+'\]`, which is read here"):
+        cy.tl.classify_cells(adata, ["CD20+", "CD3+"], multilabel=True, key_added="CD3+")
+    pd.testing.assert_frame_equal(adata.obs, before)
 
 
 def test_a_trained_classifier_takes_no_keys_of_images_and_no_training():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import torch
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, TableModel
@@ -15,6 +18,7 @@ from spatialdata.transformations import Scale, set_transformation
 
 import cytonym as cy
 from cytonym.data.patches import CellPatches
+from cytonym.data.source import Areas, resolve
 from cytonym.learning.views import ViewConfig
 from cytonym.tl import _encoding
 
@@ -110,7 +114,6 @@ def test_chunks_and_batches_do_not_matter(tissue, model):
     tiled = cy.tl.embed_cells(sdata, model, inplace=False)
     for a, b in zip(frames(whole), frames(tiled), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    from cytonym.data.source import resolve
     from cytonym.tl._encoding import encode_cells
 
     few, many = (encode_cells(resolve(sdata), model, batch_size=n)[0] for n in (3, 1000))
@@ -317,6 +320,42 @@ def test_several_images_share_one_table(tissue, model):
     np.testing.assert_allclose(part.obsm["X_nextmarker"], alone.obsm["X_nextmarker"], atol=1e-5)
 
 
+def test_a_marker_that_one_image_lacks_stays_with_the_others(tissue, model, caplog):
+    one, two = tissue(n_side=3, seed=1), tissue(n_side=4, seed=2, names=("image2", "cells2"))
+    pixels = np.asarray(two["image2"])[:2]
+    two.images["image2"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["DNA", "CD3"])
+    alone = {sdata: cy.tl.embed_cells(sdata, model, inplace=False) for sdata in (one, two)}
+    both = SpatialData(images={**one.images, **two.images}, labels={**one.labels, **two.labels})
+    keys = {"image_key": ["image", "image2"], "labels_key": ["cells", "cells2"]}
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        cy.tl.embed_cells(both, model, **keys)
+        cy.tl.explain_cells(both, model, method="occlusion", **keys)
+    assert "some images lack, neutral there and without attributions: {'CD20': ['image2']}" in caplog.text
+    table = both["table"]
+    here = (table.obs["region"] == "cells2").to_numpy()
+    assert "missing_markers" not in table.uns["nextmarker"]["model"]
+    np.testing.assert_allclose(table.obsm["X_nextmarker"][here], alone[two].obsm["X_nextmarker"], atol=1e-5)
+    for key in ("nextmarker_attributions", "nextmarker_occlusion"):
+        frame = table.obsm[key]
+        assert list(frame) == ["DNA", "CD3", "CD20"]
+        assert frame["CD20"].isna().tolist() == here.tolist()
+        assert frame[["DNA", "CD3"]].notna().all(axis=None)
+    whole = alone[one].obsm["nextmarker_attributions"]
+    pd.testing.assert_frame_equal(table.obsm["nextmarker_attributions"][~here], whole, atol=1e-5)
+
+
+def test_nothing_of_another_method_stays_under_its_name(tissue, model):
+    sdata = tissue()
+    cy.tl.embed_cells(sdata, model, key_added="mine")
+    assert "mine_features" in sdata["table"].obsm
+    other = cy.models.ClearIT.from_statistics(["DNA", "CD3", "CD20"], [40.0, 20.0, 20.0]).eval()
+    copied = cy.tl.embed_cells(sdata, other, key_added="mine", inplace=False)
+    assert "mine_features" not in copied.obsm
+    assert "mine_features" in sdata["table"].obsm
+    cy.tl.embed_cells(sdata, other, key_added="mine")
+    assert sorted(sdata["table"].obsm) == ["X_mine", "mine_attributions", "spatial"]
+
+
 def test_costs_are_logged_before_training(tissue, caplog):
     with caplog.at_level(logging.INFO, logger="cytonym"):
         cy.tl.fit_encoder(tissue(), **FAST)
@@ -362,6 +401,42 @@ def test_explain_cells_writes_one_contract(tissue, model, method):
     if method == "activation":
         pd.testing.assert_frame_equal(frame, sdata["table"].obsm["nextmarker_attributions"], atol=1e-5)
     assert list(cy.get.markers(sdata["table"], f"nextmarker_{method}").var_names) == ["DNA", "CD3", "CD20"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_travels_to_a_cluster(tmp_path, monkeypatch, model, stored, chunked):
+    """Pixels in memory once, those of a store not at all; of the cells only what a task needs."""
+    rng = np.random.default_rng(0)
+    pixels = rng.poisson(3, (3, 512, 64)).astype(np.uint16)
+    places = rng.uniform(-4, [68, 516], (2000, 2))
+    sdata = cy.io.from_arrays(pixels, channels=["DNA", "CD3", "CD20"], centers=pd.DataFrame(places, columns=["x", "y"]))
+    chunks = {"chunks": (1, 64, 64)} if chunked else {}
+    name = next(iter(sdata.images))
+    sdata.images[name] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["DNA", "CD3", "CD20"], **chunks)
+    if stored:
+        sdata.write(tmp_path / "s.zarr")
+        sdata = SpatialData.read(tmp_path / "s.zarr")
+    [source] = resolve(sdata)
+    outlines = np.array([shapely.Point(*xy).buffer(3) for xy in places])
+    source = replace(source, areas=Areas(outlines, np.eye(3)))
+    expected = _encoding.encode_cells([source], model)[0]
+    tasks = []
+
+    def here(encoder, given, client, *, n_rows, markers, device, n_cells):
+        tasks.extend(given)
+        blocks = (block for task in given for block in pickle.loads(pickle.dumps(task))())
+        return _encoding.predict(encoder, blocks, n_rows=n_rows, markers=markers, device=device, n_cells=n_cells)
+
+    monkeypatch.setattr(_encoding, "predict_distributed", here)
+    monkeypatch.setattr(_encoding, "BAND_PX", 128)
+    found = _encoding.encode_cells([source], model, client=object())[0]
+    np.testing.assert_allclose(found["embedding"], expected["embedding"], atol=1e-5)
+    rows = np.sort(np.concatenate([task.rows for task in tasks]))
+    np.testing.assert_array_equal(rows, np.flatnonzero(source.inside))
+    assert len(tasks) == (4 if stored and chunked else 1)
+    sent = sum(len(pickle.dumps(task)) for task in tasks)
+    assert sent < 80 * len(rows) + 20_000 * len(tasks) + (0 if stored else pixels.nbytes)
 
 
 def test_dask_gives_the_same(tissue, model):

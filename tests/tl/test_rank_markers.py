@@ -57,6 +57,26 @@ def test_cells_without_group_or_number_are_left_out(adata):
     assert set(some["group"]) == {"B"}
 
 
+def test_a_cell_without_one_marker_counts_for_the_others(adata):
+    """As where one image lacks it."""
+    frame = adata.obsm["nextmarker_attributions"]
+    whole = cy.tl.rank_markers(adata, "type").set_index(["group", "marker"])
+    frame.iloc[:40, 1] = np.nan
+    found = cy.tl.rank_markers(adata, "type").set_index(["group", "marker"])
+    part = cy.tl.rank_markers(adata[40:].copy(), "type").set_index(["group", "marker"])
+    columns = ["mean", "mean_rest", "auroc", "p_value"]
+    for group in ("T", "B", "NK"):
+        for marker, expected in (("CD3", whole), ("silent", whole), ("CD20", part)):
+            np.testing.assert_allclose(found.loc[(group, marker), columns], expected.loc[(group, marker), columns])
+    frame.loc[(adata.obs["type"] == "T").to_numpy(), "CD20"] = np.nan
+    last = cy.tl.rank_markers(adata, "type").set_index(["group", "marker"])
+    assert last.loc[("T", "CD20")].isna().all()
+    assert last.drop(index=("T", "CD20")).notna().all(axis=None)
+    for i, group in enumerate(adata.obs["type"]):  # each group has a marker of its own
+        frame.iloc[i] = [1.0 if group == name else np.nan for name in ("T", "B", "NK")]
+    assert cy.tl.rank_markers(adata, "type")[[*columns, "p_adjusted"]].isna().all(axis=None)
+
+
 def test_errors(adata):
     with pytest.raises(KeyError, match=re.escape("No column 'leiden' in `adata.obs`. Available: ['type'].")):
         cy.tl.rank_markers(adata, "leiden")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 import zarr.buffer
+import zarr.storage
 from dask.array import Array as DaskArray
 from dask.array import core as dask_core
 
@@ -92,6 +93,24 @@ def zarr_behind(array: Any) -> zarr.Array | None:
         if not _reads(task, key, stored, box):
             return None
     return stored
+
+
+def in_memory(array: Any) -> bool:
+    """Whether an array holds pixels itself, so that whoever sends it to another process sends these too.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np
+    >>> in_memory(np.ones((2, 4, 4))), in_memory(da.from_array(np.ones((2, 4, 4))) + 1), in_memory(da.ones((2, 4, 4)))
+    (True, True, False)
+    """
+    stored = zarr_behind(array)
+    if stored is not None:
+        return isinstance(stored.store, zarr.storage.MemoryStore)
+    if not isinstance(array, DaskArray):
+        return True
+    graph = dict(array.__dask_graph__())
+    return any(isinstance(getattr(node, "value", node), np.ndarray) for node in graph.values())
 
 
 def _is_block(key: Any, name: str) -> bool:

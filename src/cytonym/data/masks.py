@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from cytonym.data.source import CellSource
 
 
+LABELS_AT_ONCE = 2**22
+"""Pixels of the label image that are read together, unless one window has more."""
+
+
 class MaskedPatches:
     """`CellPatches` with two more channels behind the markers: 1 in all cells, and 1 in this cell.
 
@@ -51,20 +55,43 @@ class MaskedPatches:
 
     def __iter__(self) -> Iterator[Block]:
         """Blocks of windows [b, C + 2, S, S] in the order of storage."""
-        labels, side = self.source.labels, self.size_px
-        assert labels is not None
+        side = self.size_px
         for block in self.patches:
             origin = window_origin(self.source.centers[block.rows], side)
-            (y0, x0), (y1, x1) = origin.min(axis=0), origin.max(axis=0) + side
-            found = labels.read(int(y0), int(y1), int(x0), int(x1))
-            height, width = self.source.shape[1:]
-            found[: max(0, -y0)], found[:, : max(0, -x0)] = 0, 0
-            found[max(0, height - y0) :], found[:, max(0, width - x0) :] = 0, 0
             ids = self.source.instance_ids[block.rows]
             shape = (len(ids), block.windows.shape[1] + 2, side, side)
             windows = np.empty(shape, dtype=block.windows.dtype)
             windows[:, :-2] = block.windows
-            for i, (y, x) in enumerate(origin - (y0, x0)):
-                part = found[y : y + side, x : x + side]
-                windows[i, -2], windows[i, -1] = part > 0, part == ids[i]
+            for near in _neighbours(origin, side):
+                found, first = self._labels(origin[near])
+                for i, (y, x) in zip(near, origin[near] - first, strict=True):
+                    part = found[y : y + side, x : x + side]
+                    windows[i, -2], windows[i, -1] = part > 0, part == ids[i]
             yield Block(block.rows, windows)
+
+    def _labels(self, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of the box around some windows, 0 beyond the image, and its first row and column."""
+        labels = self.source.labels
+        assert labels is not None
+        first = origin.min(axis=0)
+        (y0, x0), (y1, x1) = first, origin.max(axis=0) + self.size_px
+        found = labels.read(int(y0), int(y1), int(x0), int(x1))
+        height, width = self.source.shape[1:]
+        found[: max(0, -y0)], found[:, : max(0, -x0)] = 0, 0
+        found[max(0, height - y0) :], found[:, max(0, width - x0) :] = 0, 0
+        return found, first
+
+
+def _neighbours(origin: np.ndarray, side: int) -> Iterator[np.ndarray]:
+    """Positions of windows whose common box is small: all of them, or else each half of the box by itself."""
+    todo = [np.arange(len(origin))]
+    while todo:
+        near = todo.pop()
+        low, high = origin[near].min(axis=0), origin[near].max(axis=0)
+        span = high - low
+        if (span + side).prod() <= LABELS_AT_ONCE or not span.any():
+            yield near
+            continue
+        axis = int(span.argmax())
+        lower = origin[near, axis] <= (low[axis] + high[axis]) // 2
+        todo += [near[~lower], near[lower]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +85,8 @@ def classify_cells(
         See `fit_classifier`; for training only.
     test
         Boolean column of `obs`: labelled cells that are kept out of training and scored. Refused where a patient of
-        `groups` has cells on both sides, and where a trained classifier has learned from one of the cells, or of the patients.
+        `groups` has cells on both sides, and where a trained classifier has learned from one of the cells, known by their names
+        and places, or of the patients.
     thresholds
         Of each class, 0 to 1, in place of those that maximise F1 on cells held out; with several labels only.
     table_key
@@ -93,7 +95,7 @@ def classify_cells(
     device
         `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
     key_added
-        Name of the results, `"phenotype"` below.
+        Name of the results, `"phenotype"` below. What `phenotype_cells` wrote under this name goes.
     copy
         Work on a copy of the table and return it.
     **keys
@@ -134,11 +136,7 @@ def classify_cells(
     >>> bool((adata.obs["phenotype"] == adata.obs["cell_type"]).mean() > 0.8)
     True
     """
-    if key_added in (label_key, groups, test):
-        msg = (
-            f"`key_added={key_added!r}` would write over `obs[{key_added!r}]`, which is read here. Choose another name."
-        )
-        raise ValueError(msg)
+    _check_name(key_added, [*_each(label_key), *_each(use_rep), groups, test])
     check_keys(keys)
     trained = _trained(model)
     if trained is None:
@@ -178,11 +176,25 @@ def classify_cells(
     tested = _scored(table, trained, logits, label_key, test, groups, multilabel=trained.config.multilabel)
     obs, proba = _calls(table, trained, logits, key_added)
     target = table.copy() if copy else table
+    _forget_rules(target, key_added)
     for name, column in obs.items():
         target.obs[name] = column
     target.uns[key_added] = _describe(trained, given=given) | ({"test": tested} if tested else {})
     target.obsm[f"{key_added}_proba"] = with_storable_columns(proba, f"{key_added}_proba", target.uns)
     return target if copy else None
+
+
+def _each(keys: str | Sequence[str] | None) -> list[str]:
+    return [keys] if isinstance(keys, str) else list(keys or ())
+
+
+def _check_name(key_added: str, read: Sequence[str | None]) -> None:
+    """No result takes the place of what is read."""
+    written = {key_added: "obs", f"{key_added}_confidence": "obs", f"{key_added}_proba": "obsm"}
+    for key, where in written.items():
+        if key in read:
+            msg = f"`key_added={key_added!r}` would write over `{where}[{key!r}]`, which is read here. Choose another name."
+            raise ValueError(msg)
 
 
 def _trained(model: Any) -> Labeller | None:
@@ -266,7 +278,10 @@ def _check_unseen(table: AnnData, model: Labeller, rows: np.ndarray, groups: str
     told = model.provenance
     seen = set(told.get("learned_from", [])) & set(cell_marks(table, rows))
     if seen:
-        msg = f"The classifier has learned from {len(seen):,} of the {len(rows):,} test cells: a score would mean nothing."
+        msg = (
+            f"The classifier has learned from {len(seen):,} of the {len(rows):,} test cells: a score would mean nothing. Cells are "
+            "known by their names and, where it is there, `obsm['spatial']`; if these are others, give them other `obs_names`."
+        )
         raise ValueError(msg)
     if groups is not None and told.get("groups") == groups:
         both = sorted(set(told.get("patients", [])) & set(table.obs[groups].iloc[rows].astype(str)))
@@ -276,6 +291,14 @@ def _check_unseen(table: AnnData, model: Labeller, rows: np.ndarray, groups: str
                 f"`obs[{groups!r}]`: a score would mean nothing for new ones."
             )
             raise ValueError(msg)
+
+
+def _forget_rules(adata: AnnData, key: str) -> None:
+    """Conflicts of rules would be taken for those of the new names."""
+    told, column = adata.uns.get(key), f"{key}_conflict"
+    if isinstance(told, Mapping) and "rules" in told and column in adata.obs:
+        del adata.obs[column]
+        logger.warning("%r of `tl.phenotype_cells` is removed, as other phenotypes take the place of its own.", column)
 
 
 def _describe(model: Labeller, *, given: bool) -> dict[str, Any]:

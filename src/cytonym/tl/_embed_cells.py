@@ -84,7 +84,7 @@ def embed_cells(
         A `dask.distributed.Client` to embed on, instead of this process. The result is the same.
     {rng}
     key_added
-        Name of the results, `"nextmarker"` below; by default the method's.
+        Name of the results, `"nextmarker"` below; by default the method's. What was written under this name before goes.
     inplace
         Write into the table of `sdata`; otherwise return an annotated copy and leave `sdata` as it is.
 
@@ -96,7 +96,8 @@ def embed_cells(
     `obsm["X_nextmarker"]` : f4 [cells, D]
         Embedding, for neighbours, clusters and classifiers.
     `obsm["nextmarker_attributions"]` : DataFrame [cells, markers]
-        One number a marker, zero for a silent one; see `get.markers`. Markers that the images lack have no column.
+        One number a marker, zero for a silent one; see `get.markers`. Markers that no image has have no column, those that
+        some images lack are NaN there.
     `obsm["nextmarker_features"]` : f4 [cells, C * K]
         The K features of the first marker, then those of the second, … Not written by CLEAR-IT, whose embedding itself has
         one block a marker.
@@ -144,8 +145,6 @@ def embed_cells(
             raise ValueError(msg)
         encoder = trained
         missing = check_model(sources, encoder, window_side(sources, size_px, size_um))
-        if missing:
-            logger.warning("Markers of the model that the images lack, neutral in the result: %s.", missing)
 
     logger.info("Embedding %s cells of %d images with %s.", f"{n_cells:,}", len(sources), encoder.name)
     found = encode_cells(sources, encoder, device=device, client=client)
@@ -161,6 +160,8 @@ def embed_cells(
     params = {"channels": list(sources[0].channels), "images": [s.image_key for s in sources], "seed": seed}
     uns = {name: describe(encoder, missing) | {"params": params}}
     result = rows.write(obsm=obsm, uns=uns, inplace=inplace)
+    if f"{name}_features" not in obsm and f"{name}_features" in result.obsm:  # of another method under this name
+        del result.obsm[f"{name}_features"]
     return None if inplace else result
 
 

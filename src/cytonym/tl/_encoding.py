@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cytonym.data.checks import resolve_size
+from cytonym.data.chunks import in_memory
 from cytonym.data.loader import match_channels
 from cytonym.data.patches import Block, CellPatches
 from cytonym.data.statistics import channel_statistics
@@ -127,11 +128,14 @@ def fitted_to(sources: Sequence[CellSource], model: CellEncoder) -> CellEncoder:
 
 
 def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | None) -> list[str]:
-    """Window, pixel size and panel of a trained model against the images. Returns the markers that the images lack."""
+    """Window, pixel size and panel of a trained model against the images. Returns the markers that no image has.
+
+    Warns of these, and of those that only some images have.
+    """
     check_size(model, size)
     check_window(sources, model.window_px)
     check_pixel_size(sources, model)
-    missing: set[str] = set()
+    images: dict[str, set[str]] = {marker: set() for marker in model.markers}  # that lack it
     for source in sources:
         lacking = set(model.markers) - set(source.channels)
         if len(lacking) == len(model.markers):
@@ -140,8 +144,16 @@ def check_model(sources: Sequence[CellSource], model: CellEncoder, size: int | N
                 f"Markers: {list(model.markers)}."
             )
             raise ValueError(msg)
-        missing |= lacking
-    return [m for m in model.markers if m in missing]
+        for marker in lacking:
+            images[marker].add(source.image_key)
+    every = {source.image_key for source in sources}
+    missing = [marker for marker, without in images.items() if without == every]
+    some = {marker: sorted(without) for marker, without in images.items() if without and without != every}
+    if missing:
+        logger.warning("Markers of the model that the images lack, neutral in the result: %s.", missing)
+    if some:
+        logger.warning("Markers of the model that some images lack, neutral there and without attributions: %s.", some)
+    return missing
 
 
 def encode_cells(
@@ -152,52 +164,58 @@ def encode_cells(
     device: str = "auto",
     client: Any = None,
 ) -> list[dict[str, np.ndarray]]:
-    """`embedding`, `attributions` and `features` of the cells of each source, NaN for cells outside the image."""
+    """`embedding`, `attributions` and `features` of the cells of each source, NaN for cells outside the image.
+
+    Attributions of markers that an image lacks are NaN, too: a zero would say that the cell has none.
+    """
     results = []
     known = set(model.markers)
     batch_size = max(1, batch_size // model.binning**2)  # as many pixels in memory
     for source in sources:
-        used = [i for i, channel in enumerate(source.channels) if channel in known]  # read no other channel
-        markers = tuple(source.channels[i] for i in used)
-        part = replace(source, channels=markers, channel_index=source.channel_index[used])
+        part = source.of_channels([channel for channel in source.channels if channel in known])  # read no other
+        markers = part.channels
         shared: dict[str, Any] = {"n_rows": len(source.instance_ids), "markers": markers, "device": device}
         blocks = CellPatches(part, model.window_px, batch_size=batch_size)
         shared["n_cells"] = len(blocks)
         if client is None:
             results.append(predict(model, blocks, **shared))
         else:
-            tasks = [_Cells(part, rows, model.window_px, batch_size) for rows in _bands(part)]
+            bare = replace(part, labels=None, areas=None)  # what an encoder does not see need not travel
+            tasks = [_Cells(bare.subset(rows), rows, model.window_px, batch_size) for rows in _bands(part)]
             results.append(predict_distributed(model, tasks, client, **shared))
+        results[-1]["attributions"][:, [m not in markers for m in model.markers]] = np.nan
     return results
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """Windows of some rows of a source, read where this is called. An image in a store travels by its path."""
+    """Windows of some cells, read where this is called. An image in a store travels by its path."""
 
     source: CellSource
+    """These cells and no others."""
     rows: np.ndarray
+    """Their rows in the results."""
     size_px: int
     batch_size: int
 
     def __call__(self) -> Iterator[Block]:
-        for block in CellPatches(self.source.subset(self.rows), self.size_px, batch_size=self.batch_size):
+        for block in CellPatches(self.source, self.size_px, batch_size=self.batch_size):
             yield Block(self.rows[block.rows], block.windows)
 
 
 def _bands(source: CellSource) -> list[np.ndarray]:
-    """Rows of the cells in each band of the image, along its longer side. Bands end where chunks end."""
+    """Rows of the cells inside, of each band of the image along its longer side. Bands end where chunks end."""
     height, width = source.pixels.shape[1:]
     axis = 0 if height >= width else 1
-    if isinstance(source.pixels, np.ndarray):  # one task: each would carry the whole image along
+    if in_memory(source.pixels):  # one task: each would carry the whole image along
         length = max(height, width)
     else:
         chunk = source.pixels.chunks[axis + 1]
         length = chunk if isinstance(chunk, int) else chunk[0]
         length *= max(1, BAND_PX // length)
-    position = np.nan_to_num(source.centers[:, axis], nan=-1, posinf=-1, neginf=-1)
-    band = np.floor(position / length)
-    return [np.flatnonzero(band == b) for b in np.unique(band)]
+    rows = np.flatnonzero(source.inside)
+    band = np.floor(source.centers[rows, axis] / length)
+    return [rows[band == b] for b in np.unique(band)]
 
 
 def by_row(rows: TableRows, results: Sequence[np.ndarray]) -> np.ndarray:
@@ -210,6 +228,6 @@ def by_row(rows: TableRows, results: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def marker_table(adata: AnnData, values: np.ndarray, markers: Sequence[str], missing: Sequence[str]) -> pd.DataFrame:
-    """A DataFrame for `obsm`: one column a marker that the images have."""
+    """A DataFrame for `obsm`: one column a marker that any of the images has."""
     frame = pd.DataFrame(values, index=adata.obs_names, columns=list(markers))
     return frame.drop(columns=list(missing))

@@ -81,7 +81,7 @@ def explain_cells(
     Returns `None` if `inplace=True`, else an `AnnData`. Sets the following fields of the table `sdata[table_key]`:
 
     `obsm[key_added]` : DataFrame [cells, markers]
-        One number a marker, NaN for cells without a result; see `get.markers`.
+        One number a marker, NaN for cells without a result and where the image lacks the marker; see `get.markers`.
     `uns[key_added]` : dict
         `params` and `model`.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from spatialdata import SpatialData
 
 from cytonym._shared import RNG, document, seed_of
@@ -88,7 +87,7 @@ def fit_classifier(
             Its weights and a linear head are trained together (fine-tuning).
     use_rep
         Keys of `obsm`, `"X"`, or numeric columns of `obs` to learn from. Default: mean intensities, area and the one
-        embedding of the table, side by side. Ignored by models on pixels.
+        embedding that `embed_cells` wrote, side by side. Ignored by models on pixels.
     groups
         Column of `obs` with the patient of each cell. Default: the image.
     test
@@ -216,21 +215,16 @@ def check_keys(keys: dict[str, Any]) -> None:
 
 
 def cell_marks(table: AnnData, rows: np.ndarray) -> list[str]:
-    """A short hash of each of some cells: its name, its place and its first numbers, so that no other cell has it."""
+    """A short hash of each of some cells: its name and its place. Its numbers may be changed on the way, so they are not in it."""
     names = table.obs_names.to_numpy(dtype=str)[rows]
     place = (
         np.asarray(table.obsm["spatial"], dtype=np.float64)[rows]
         if "spatial" in table.obsm
         else np.zeros((len(rows), 0))
     )
-    numbers = np.zeros((len(rows), 0), dtype=np.float32)
-    if table.X is not None and table.n_vars:
-        part = table.X[np.sort(rows)]
-        part = part.toarray() if sparse.issparse(part) else np.asarray(part)
-        numbers = part[np.argsort(np.argsort(rows))].astype(np.float32)
     return [
-        hashlib.sha256(f"{name}|".encode() + at.tobytes() + own.tobytes()).hexdigest()[:12]
-        for name, at, own in zip(names, place, numbers, strict=True)
+        hashlib.sha256(f"{name}|".encode() + at.tobytes()).hexdigest()[:12]
+        for name, at in zip(names, place, strict=True)
     ]
 
 

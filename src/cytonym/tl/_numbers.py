@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from cytonym.data.names import INTENSITIES, with_marker_names
+from cytonym.models import registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,9 +165,9 @@ def default_keys(adata: AnnData) -> list[str]:
         "mean_intensity" if "mean_intensity" in adata.obsm else "X" if adata.X is not None and adata.n_vars else None
     )
     keys = [intensity] if intensity else []
-    if intensity and "area" in adata.obs:
-        keys.append("area")
-    embeddings = [key for key in adata.obsm if maker(adata, key)]
+    if intensity:
+        keys += _area(adata)
+    embeddings = [key for key in adata.obsm if _is_embedding(adata, key)]
     if len(embeddings) > 1:
         msg = f"Several embeddings: {embeddings}. Choose with `use_rep`, such as use_rep={[*keys, embeddings[0]]}."
         raise ValueError(msg)
@@ -184,7 +185,20 @@ def default_keys(adata: AnnData) -> list[str]:
 
 def maps_keys(adata: AnnData) -> list[str]:
     """What MAPS learns from: mean intensities and, where it is there, the area."""
-    return ["mean_intensity" if "mean_intensity" in adata.obsm else "X"] + ["area"] * ("area" in adata.obs)
+    return ["mean_intensity" if "mean_intensity" in adata.obsm else "X", *_area(adata)]
+
+
+def _area(adata: AnnData) -> list[str]:
+    """The column of areas, unless it holds something else."""
+    return ["area"] if "area" in adata.obs and pd.api.types.is_numeric_dtype(adata.obs["area"]) else []
+
+
+def _is_embedding(adata: AnnData, key: str) -> bool:
+    """Whether an encoder made it. Tables that were concatenated have no `uns` to say so, but the keys that come with it."""
+    name = key.removeprefix("X_")
+    if name == key:
+        return False
+    return bool(maker(adata, key)) or name in registry.names("encoder") or f"{name}_attributions" in adata.obsm
 
 
 def maker(adata: AnnData, key: str) -> str:

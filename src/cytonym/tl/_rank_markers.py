@@ -35,7 +35,8 @@ def rank_markers(
     groupby
         Column of `adata.obs` with the groups, such as clusters. Cells without a group are left out.
     key
-        DataFrame of `adata.obsm` with one column a marker. Cells with a NaN there are left out.
+        DataFrame of `adata.obsm` with one column a marker. Cells with a NaN, such as those of an image that lacks the marker,
+        are left out for this marker.
     groups
         Groups to rank; all by default. The rest is always every other cell.
 
@@ -45,7 +46,8 @@ def rank_markers(
         One row a group and marker, groups in their order, markers by falling `auroc`. Columns: `group`, `marker`, `mean`
         and `mean_rest` (of the numbers), `auroc` (0…1; 0.5 says nothing, below it the marker is lower in the group),
         `p_value` (two-sided Mann-Whitney test, normal approximation with ties) and `p_adjusted` (Benjamini-Hochberg
-        over all rows). With many cells tiny effects get tiny p-values: read `auroc` first.
+        over all rows). With many cells tiny effects get tiny p-values: read `auroc` first. All are NaN where the group or the
+        rest has no number of the marker.
 
     Raises
     ------
@@ -68,7 +70,8 @@ def rank_markers(
     frame = marker_frame(adata, key)
     labels = labels_of(adata, groupby)
     values = frame.to_numpy(dtype=np.float64)
-    kept = labels.notna().to_numpy() & np.isfinite(values).all(axis=1)
+    values = np.where(np.isfinite(values), values, np.nan)
+    kept = labels.notna().to_numpy() & np.isfinite(values).any(axis=1)
     values, labels = values[kept], labels[kept].cat.remove_unused_categories()
     names = list(labels.cat.categories)
     if len(names) < 2:
@@ -82,17 +85,20 @@ def rank_markers(
 
     codes = labels.cat.codes.to_numpy()
     member = np.eye(len(names))[codes]  # [N, groups]
-    size = member.sum(axis=0)[:, None]
-    rest = len(values) - size
-    ranks = stats.rankdata(values, axis=0)
-    wins = member.T @ ranks - size * (size + 1) / 2  # Mann-Whitney U, [groups, C]
+    there = np.isfinite(values)
+    n = there.sum(axis=0)
+    size = member.T @ there  # [groups, C]
+    size[(size == 0) | (size == n)] = np.nan  # nothing to compare
+    rest = n - size
+    ranks = stats.rankdata(values, axis=0, nan_policy="omit")
+    wins = member.T @ np.nan_to_num(ranks) - size * (size + 1) / 2  # Mann-Whitney U, [groups, C]
     auroc = wins / (size * rest)
-    spread = np.sqrt(size * rest / 12 * (len(values) + 1 - _ties(ranks) / (len(values) * (len(values) - 1))))
+    spread = np.sqrt(size * rest / 12 * (n + 1 - _ties(ranks) / np.maximum(n * (n - 1), 1)))
     distance = np.abs(wins - size * rest / 2)
     # half a rank of continuity correction, as in scipy; a marker equal in all cells has no spread and says nothing
-    z = np.divide(np.maximum(distance - 0.5, 0), spread, out=np.zeros_like(distance), where=spread > 0)
-    total = values.sum(axis=0)
-    inside = member.T @ values
+    z = np.divide(np.maximum(distance - 0.5, 0), spread, out=0 * distance, where=spread > 0)
+    total = np.nansum(values, axis=0)
+    inside = member.T @ np.nan_to_num(values)
     parts = []
     for g in (names.index(c) for c in chosen):
         part = pd.DataFrame(
@@ -107,11 +113,12 @@ def rank_markers(
         )
         parts.append(part.sort_values("auroc", ascending=False, kind="stable"))
     result = pd.concat(parts, ignore_index=True)
-    result["p_adjusted"] = stats.false_discovery_control(result["p_value"].to_numpy())
+    told = result["p_value"].notna()
+    result.loc[told, "p_adjusted"] = stats.false_discovery_control(result.loc[told, "p_value"].to_numpy())
     return result
 
 
 def _ties(ranks: np.ndarray) -> np.ndarray:
-    """Sum of t^3 - t over the groups of equal values of each column: float [C]."""
-    counts = (np.unique(column, return_counts=True)[1].astype(float) for column in ranks.T)
+    """Sum of t^3 - t over the groups of equal values of each column, without NaN: float [C]."""
+    counts = (np.unique(column[np.isfinite(column)], return_counts=True)[1].astype(float) for column in ranks.T)
     return np.array([(c**3 - c).sum() for c in counts])

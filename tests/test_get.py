@@ -8,8 +8,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 
 import cytonym as cy
+from cytonym.get import labels_of
 
 
 @pytest.fixture
@@ -79,3 +81,26 @@ def test_wrong_keys_are_named(adata):
     adata.obsm["nextmarker_attributions"]["note"] = "x"
     with pytest.raises(TypeError, match=re.escape("not numbers: ['note']")):
         cy.get.markers(adata)
+
+
+def test_columns_called_like_a_marker_are_left_out(caplog):
+    """Scanpy could not tell them apart."""
+    adata = ad.AnnData(obs=pd.DataFrame({"CD8": [7.0, 8.0], "type": ["T", "B"]}, index=["a", "b"]))
+    adata.obsm["scores"] = pd.DataFrame({"CD8": [0.0, 2.0], "CD20": [1.0, 0.0]}, index=["a", "b"])
+    with caplog.at_level("INFO", logger="cytonym"):
+        found = cy.get.markers(adata)
+    assert list(found.obs) == ["type"]
+    assert sc.get.obs_df(found, ["CD8", "type"])["CD8"].tolist() == [0.0, 2.0]
+    assert "called like markers are left out of the result: ['CD8']" in caplog.text
+    assert list(adata.obs) == ["CD8", "type"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([4.0, np.nan, 10.0], ["4", "10"]), ([4.0, 5.0, np.nan], ["4", "5"]), ([4.5, np.nan, 10.0], ["4.5", "10.0"])],
+)
+def test_whole_numbers_beside_missing_ones_are_labels_of_integers(values, expected):
+    adata = ad.AnnData(obs=pd.DataFrame({"cluster": values}, index=list("abc")))
+    found = labels_of(adata, "cluster")
+    assert list(found.cat.categories) == expected
+    assert found.isna().tolist() == np.isnan(values).tolist()

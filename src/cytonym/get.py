@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["markers"]
+
+logger = logging.getLogger("cytonym")
 
 
 def markers(adata: AnnData, key: str | None = None) -> AnnData:
@@ -32,7 +35,8 @@ def markers(adata: AnnData, key: str | None = None) -> AnnData:
     AnnData [cells, markers]
         `X` are the numbers (float32) and `var_names` the markers, also those with a `/` in their name, which no column
         of a stored DataFrame may have. `obs`, `obsm`, `obsp` and `uns` are those of `adata`,
-        so clusters, a UMAP and colours are there. What is written to the result does not reach `adata`.
+        so clusters, a UMAP and colours are there; only columns of `obs` that are called like a marker are left out, as scanpy
+        could not tell which of the two is meant. What is written to the result does not reach `adata`.
 
     Raises
     ------
@@ -53,10 +57,14 @@ def markers(adata: AnnData, key: str | None = None) -> AnnData:
     ArrayView([[2.]], dtype=float32)
     """
     frame = marker_frame(adata, key)
+    names = pd.Index(frame.columns.astype(str))
+    twice = [column for column in adata.obs if str(column) in names]
+    if twice:
+        logger.info("Columns of `obs` that are called like markers are left out of the result: %s.", twice)
     view = AnnData(
         X=frame.to_numpy(np.float32),
-        obs=adata.obs,
-        var=pd.DataFrame(index=pd.Index(frame.columns.astype(str))),
+        obs=adata.obs.drop(columns=twice),
+        var=pd.DataFrame(index=names),
         obsm=dict(adata.obsm),
         obsp=dict(adata.obsp),
     )
@@ -98,6 +106,8 @@ def labels_of(adata: AnnData, key: str) -> pd.Series:
     column = adata.obs[key]
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.rename_categories([str(c) for c in column.cat.categories])
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")  # whole numbers that were read beside missing ones
     names = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
     found = [n for n in names.unique() if n is not None and n == n]
     return pd.Series(pd.Categorical(names, categories=sorted(found, key=_natural)), index=column.index, name=key)

@@ -47,6 +47,7 @@ SETTINGS: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "figure.dpi": 110.0,
+    "text.parse_math": False,  # a dollar in the name of a marker is a dollar
 }
 
 

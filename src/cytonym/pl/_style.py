@@ -72,6 +72,13 @@ def new_figure(width: float, height: float) -> Figure:
     return plt.figure(figsize=(width, height), layout="constrained")
 
 
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out before it is drawn: where an image keeps its shape, one pass does not yet make all the room that labels need."""
+    for _ in range(3):
+        figure.draw_without_rendering()
+    return figure
+
+
 def text_width(names: Sequence[object], points: float = 7.5) -> float:
     """Inches that the longest of these names takes, about."""
     return max((len(str(n)) for n in names), default=0) * points * 0.6 / 72

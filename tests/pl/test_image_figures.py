@@ -94,6 +94,17 @@ def test_patches_by_group(sdata):
     assert canvas_of(only).shape == (8, 17, 3)
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_long_names_of_groups_are_not_cut_off(sdata, n):
+    obs = sdata["table"].obs
+    obs["long"] = [f"GERMINAL CENTRE OF A FOLLICLE, MEMORY {word} CELL" for word in obs["type"]]
+    figure = cy.pl.patches(sdata, ["A", "B"], groupby="long", n=n, size_px=8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert figure.get_tightbbox(canvas.get_renderer()).x0 > 0
+    not_cut_off(figure)
+
+
 def test_patches_scale_bar_and_rim(sdata):
     for element in ("image", "cells"):
         set_transformation(sdata[element], Scale([0.5, 0.5], axes=("x", "y")), "global")
@@ -126,6 +137,8 @@ def test_patches_errors(sdata):
         ({"markers": ["A"], "cells": ["a"], "groupby": "type"}, ValueError, "give one of the two"),
         ({"markers": ["A"], "n": 0}, ValueError, "`n` must be at least 1"),
         ({"markers": ["A"], "limits": {"B": (0, 1)}}, KeyError, "`limits` names ['B']"),
+        ({"markers": ["A"], "limits": {"A": (50, 5)}}, ValueError, "the first below the second, got (50, 5) for 'A'"),
+        ({"markers": ["A"], "limits": {"A": (5, 5)}}, ValueError, "the first below the second, got (5, 5) for 'A'"),
     ]:
         with pytest.raises(error, match=re.escape(message)):
             cy.pl.patches(sdata, **arguments)
@@ -147,6 +160,13 @@ def test_normalization_curves(sdata, log, parse_math):
     ticks = [label.get_text() for label in shown[0].get_xticklabels()]
     assert ticks
     assert all(float(tick) >= 0 for tick in ticks)  # numbers, not formulas that are shown as they are written
+    not_cut_off(figure)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_normalization_of_few_markers(sdata, n):
+    figure = cy.pl.normalization(sdata, channels=["A", "B"][:n])
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["pixels above zero", "learned sigmoid"]
     not_cut_off(figure)
 
 

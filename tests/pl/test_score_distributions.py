@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 import cytonym as cy
 from cytonym.data.names import with_storable_columns
@@ -65,6 +66,18 @@ def test_nothing_is_cut_off_or_on_top_of_each_other(n, intensities):
     legend = figure.legends[0].get_window_extent(canvas.get_renderer())
     assert (boxes[:, 1] > legend.y1 - 1).all()
     assert [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")] == names
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("intensities", ["X", None])
+def test_long_names_have_room(n, intensities):
+    names = [f"{i} phosphorylated ribosomal protein S6 (Ser235/236)" for i in range(n)]
+    figure = cy.pl.score_distributions(table(names), intensities=intensities)
+    FigureCanvasAgg(figure).draw()
+    titles = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text() in names]
+    assert len(titles) == n
+    assert all(title.x1 < figure.bbox.width for title in titles)
+    assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
 
 
 def test_the_numbers_drawn_are_the_numbers_given():
@@ -137,6 +150,13 @@ def test_markers_without_numbers_say_so():
     assert said["zero"][0] == ["all zero"]
     assert said["same"][1] == ["0% clear"]
     FigureCanvasAgg(figure).draw()
+
+
+def test_one_cell_separates_nothing():
+    figure = cy.pl.score_distributions(table(["CD8"])[:1].copy())
+    said = [line for ax in figure.axes for line in words(ax) if line]
+    assert len(said) == 1
+    assert said[0] in {"0% clear", "100% clear"}
 
 
 def test_errors():

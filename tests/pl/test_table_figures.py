@@ -59,6 +59,32 @@ def test_markers_at_every_size(n_groups, n_markers):
     assert len(dots.get_offsets()) == n_groups * n_markers
 
 
+@pytest.mark.parametrize("n_markers", [1, 6, 20])
+@pytest.mark.parametrize(
+    "name", ["", "Phenotype", "Tumour-associated macrophage", "TUMOUR-ASSOCIATED MACROPHAGE", "x" * 90]
+)
+def test_markers_keys_stay_apart_whatever_the_names(n_markers, name):
+    adata = table(5, n_markers)
+    adata.obs["type"] = [name + group for group in adata.obs["phenograph"]]
+    figure = cy.pl.markers(adata, "type")
+    texts_inside(figure)
+    side = figure.axes[2]
+    (title, share), (bar, sizes) = side.texts, side.child_axes
+    keys = [box.get_tightbbox() for box in (title, bar, share, sizes)]  # from the top
+    assert all(upper.y0 >= lower.y1 for upper, lower in zip(keys, keys[1:], strict=False))
+    assert keys[-1].y0 >= 0
+    assert bar.get_window_extent().height / figure.dpi > 0.8
+
+
+def test_names_with_dollars_are_no_formulas():
+    adata = table(3, 3)
+    names = ["$bad^$", "CD3_$\\alpha$", "_hidden"]
+    adata.obsm["nextmarker_attributions"].columns = names
+    figure = cy.pl.markers(adata, "phenograph", markers=names)
+    texts_inside(figure)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == names
+
+
 def test_markers_numbers_and_order():
     adata = table(4, 3)
     frame = adata.obsm["nextmarker_attributions"]
@@ -91,6 +117,9 @@ def test_markers_errors():
         KeyError, match=re.escape("No group in `obs['phenograph']` named ['9']. Available: ['0', '1', '2']")
     ):
         cy.pl.markers(adata, "phenograph", groups=["9"])
+    adata.obs["nobody"] = pd.Categorical([None] * adata.n_obs, categories=["T"])
+    with pytest.raises(ValueError, match=re.escape("No cell has a group in `obs['nobody']`.")):
+        cy.pl.markers(adata, "nobody")
     with pytest.raises(KeyError, match=re.escape("`threshold` lacks the markers ['marker 1', 'marker 2']")):
         cy.pl.markers(adata, "phenograph", threshold={"marker 0": 1.0})
 

@@ -108,7 +108,8 @@ def confidence(
     KeyError
         Probabilities, a column, class or channel are missing.
     ValueError
-        No cell has a probability, a label and a place in the images, or `markers` is left out and the table has no intensities.
+        No cell has a probability, a label and a place in the images, `markers` is left out and the table has no intensities, or
+        `limits` do not rise.
 
     Examples
     --------

@@ -83,6 +83,9 @@ def contrast(
     for c, name in enumerate(names):
         pixels = windows[:, c]
         low, high = limits.get(name, (float(np.nanquantile(pixels, 0.01)), float(np.nanquantile(pixels, 0.997))))
+        if name in limits and not high > low:
+            msg = f"`limits` are intensities shown black and at full colour, the first below the second, got {limits[name]} for {name!r}."
+            raise ValueError(msg)
         if high <= low:  # sparse counts
             high = max(float(np.nanmax(pixels)), low + 1)
         found[name] = (low, high)

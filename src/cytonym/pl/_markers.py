@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform_factory
 
 from cytonym.get import labels_of, marker_frame
 from cytonym.pl._style import GREY, INK, new_figure, styled, text_width
@@ -67,6 +68,8 @@ def markers(
     ------
     KeyError
         A column, key, marker or group is missing.
+    ValueError
+        No cell has a group.
 
     Examples
     --------
@@ -79,6 +82,9 @@ def markers(
     """
     frame = marker_frame(adata, key)
     labels = labels_of(adata, groupby)
+    if labels.isna().all():
+        msg = f"No cell has a group in `obs[{groupby!r}]`."
+        raise ValueError(msg)
     chosen = _chosen(markers, list(frame.columns.astype(str)), f"marker in `obsm[{key!r}]`")
     shown = _chosen(groups, list(labels.cat.remove_unused_categories().cat.categories), f"group in `obs[{groupby!r}]`")
     values = frame.set_axis(frame.columns.astype(str), axis=1)[chosen].astype(float)
@@ -133,12 +139,12 @@ def _diagonal(profiles: np.ndarray) -> np.ndarray:
 
 def _draw(color: pd.DataFrame, share: pd.DataFrame, counts: np.ndarray, *, groupby: str, standardize: bool) -> Figure:
     n_groups, n_markers = color.shape
-    width = max(n_groups * PITCH, 1.2) + text_width(list(color.columns)) + 1.55
-    height = max(n_markers * PITCH, 1.4) + text_width(list(color.index)) + 1.0
-    figure = new_figure(width, height)
+    width, height = max(n_groups * PITCH, 1.2), max(n_markers * PITCH, 1.4)
+    figure = new_figure(
+        width + text_width(list(color.columns)) + 1.55, height + text_width(list(color.index)) + 1.0
+    )  # fmt: skip
     grid = figure.add_gridspec(
-        2, 2, height_ratios=[0.45, max(n_markers * PITCH, 1.4)], width_ratios=[max(n_groups * PITCH, 1.2), 0.8],
-        hspace=0.02, wspace=0.02,
+        2, 2, height_ratios=[0.45, height], width_ratios=[width, 0.8], hspace=0.02, wspace=0.02
     )  # fmt: skip
     dots = figure.add_subplot(grid[1, 0])
     bars = figure.add_subplot(grid[0, 0], sharex=dots)
@@ -170,23 +176,26 @@ def _draw(color: pd.DataFrame, share: pd.DataFrame, counts: np.ndarray, *, group
     bars.spines["bottom"].set_visible(False)
     bars.set_ylabel("cells")
     bars.set_yticks([int(counts.max())])
-    _keys(side, drawn, biggest, standardize=standardize, height=height)
+    _keys(side, drawn, biggest, standardize=standardize, size=1 - 0.42 / (height + 1.1))
     return figure
 
 
-def _keys(side: Axes, drawn: object, biggest: float, *, standardize: bool, height: float) -> None:
-    """Colour bar and dot sizes, at a fixed size in inches whatever the height of the figure."""
-    bar = side.inset_axes((0.12, 1 - 1.35 / height, 0.14, 1.0 / height))
+def _keys(side: Axes, drawn: object, biggest: float, *, standardize: bool, size: float) -> None:
+    """Colour bar and dot sizes, in units of `size` inches from the top, however much height the names of the groups take."""
+    top = ScaledTranslation(0, 1, side.transAxes)  # type: ignore[arg-type]
+    inches = Affine2D().scale(size) + side.figure.dpi_scale_trans + top
+    place = blended_transform_factory(side.transAxes, inches)
+    bar = side.inset_axes((0.12, -1.35, 0.14, 1.0), transform=place)
     side.figure.colorbar(drawn, cax=bar)  # type: ignore[arg-type]
     bar.tick_params(labelsize=7, length=2)
-    side.text(
-        0.12, 1 - 0.28 / height, "mean activation" + ("\n(z-score)" if standardize else ""), fontsize=7.5, va="bottom"
-    )
-    sizes = side.inset_axes((0.0, 1 - 2.85 / height, 1, 1.0 / height))
+    title = "mean activation" + ("\n(z-score)" if standardize else "")
+    side.text(0.12, -0.28, title, transform=place, fontsize=7.5, va="bottom")
+    sizes = side.inset_axes((0.0, -2.85, 1, 1.0), transform=place)
     sizes.set_axis_off()
+    sizes.set_in_layout(False)  # it may stand beside the names of the groups
     steps = [0.25, 0.5, 0.75, 1.0]
     sizes.scatter([0.19] * 4, range(4), s=[s * biggest for s in steps], color=GREY, edgecolors=INK, linewidths=0.25)
     for i, step in enumerate(steps):
         sizes.text(0.36, i, f"{step:.0%}", va="center", fontsize=7)
     sizes.set(xlim=(0, 1), ylim=(3.6, -0.6))
-    side.text(0.12, 1 - 1.82 / height, "share of cells\nabove threshold", fontsize=7.5, va="bottom")
+    side.text(0.12, -1.82, "share of cells\nabove threshold", transform=place, fontsize=7.5, va="bottom")

@@ -96,7 +96,7 @@ def normalization(
     n = len(curves)
     columns = min(n, max(3, int(np.ceil(np.sqrt(1.5 * n)))), 9)
     rows = -(-n // columns)
-    figure = new_figure(1.35 * columns + 0.5, 1.15 * rows + 0.75)
+    figure = new_figure(1.35 * columns + 0.5, 1.15 * rows + (0.9 if columns == 1 else 0.75))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     numbers = curves[["center", "slope"]].to_numpy(dtype=float)
     for ax, marker, (center, slope), found in zip(axes.flat, curves["marker"], numbers, values, strict=False):
@@ -106,7 +106,9 @@ def normalization(
     figure.supxlabel("pixel intensity" + (" (log)" if log else ""), fontsize=8)
     figure.supylabel("activation", fontsize=8)
     handles = [axes.flat[0].bar([0], [0], color="#D5D5D5"), axes.flat[0].plot([], [], color=BLUE, linewidth=1.5)[0]]
-    figure.legend(handles, ["pixels above zero", "learned sigmoid"], loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(
+        handles, ["pixels above zero", "learned sigmoid"], loc="outside upper right", ncols=min(2, columns), frameon=False
+    )  # fmt: skip
     return figure
 
 

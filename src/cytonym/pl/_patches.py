@@ -13,7 +13,7 @@ from cytonym.data.source import resolve
 from cytonym.data.table import open_table
 from cytonym.get import labels_of
 from cytonym.pl._gallery import blend, color_handles, colors_of, contrast, draw_scale_bar, places, read_windows
-from cytonym.pl._style import bare, new_figure, styled, text_width
+from cytonym.pl._style import bare, new_figure, settle, styled, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def patches(
     KeyError
         A channel, column, group or cell is missing.
     ValueError
-        Too many markers, both `cells` and `groupby`, or no cell to show.
+        Too many markers, both `cells` and `groupby`, `limits` that do not rise, or no cell to show.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def patches(
         handles=color_handles(colors), loc="outside upper left", ncols=min(per_line, len(colors)), frameon=False,
         handlelength=1, handleheight=1, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
-    return figure
+    return settle(figure)
 
 
 def _choose(

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from cytonym.data.checks import require_key
 from cytonym.get import marker_frame
 from cytonym.pl._scores import HIGH, LOW, pick, score_frame
-from cytonym.pl._style import GREY, INK, VERMILION, new_figure, styled
+from cytonym.pl._style import GREY, INK, VERMILION, new_figure, styled, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,6 +97,7 @@ def score_distributions(
     rows = -(-len(names) // columns)
     each = 1 if bright is None else 2
     width, height = (1.7 if each == 2 else 2.4, 1.0) if columns == 1 else (1.15, 0.72)
+    width = max(width, (text_width(names, 9) - BETWEEN / 2) / each - WITHIN)  # room for the longest name
     across = each * (width + WITHIN) + BETWEEN
     one_line = LEFT + columns * across > 4.5
     below = BELOW + (0 if one_line else 0.15)
@@ -179,7 +180,8 @@ def _intensity_panel(ax: Axes, values: np.ndarray | None, cofactor: float | None
         return
     shown = np.clip(shown, low, high)
     _bars(ax, shown, np.linspace(low, high, BINS + 1), [GREY] * BINS)
-    _tell(ax, [f"separation {separation(shown):.2f}"], x=0.97, ha="right")
+    apart = separation(shown)
+    _tell(ax, [] if np.isnan(apart) else [f"separation {apart:.2f}"], x=0.97, ha="right")
     ax.set_xticks([low, high], [f"{low:.2g}", f"{high:.3g}"])
     for label, side in zip(ax.get_xticklabels(), ("left", "right"), strict=True):
         label.set(ha=side)

@@ -47,6 +47,7 @@ SETTINGS: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "figure.dpi": 110.0,
+    "text.parse_math": False,  # a dollar in the name of a marker is a dollar
 }
 
 
@@ -69,6 +70,13 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches whose axes make room for their labels."""
     return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out before it is drawn: where an image keeps its shape, one pass does not yet make all the room that labels need."""
+    for _ in range(3):
+        figure.draw_without_rendering()
+    return figure
 
 
 def text_width(names: Sequence[object], points: float = 7.5) -> float:

@@ -184,7 +184,7 @@ def test_columns_are_kept_under_names_that_a_store_takes(folder, tmp_path_factor
         "_index": 1,
     }
     pd.DataFrame(rows).to_csv(folder / "E34_cells.csv", index=False)
-    pd.DataFrame({"cell_id": IDS, "CD4+": [7, 8, 9]}).to_csv(folder / "J02_cells.csv", index=False)
+    pd.DataFrame({"cell_id": IDS, "CD4+": [7, 8, 9], "x": 1.5, "y": 2.5}).to_csv(folder / "J02_cells.csv", index=False)
     with caplog.at_level(logging.INFO, logger="cytonym"):
         sdata = cy.io.read_tiffs(folder)
     obs = sdata["table"].obs
@@ -193,6 +193,7 @@ def test_columns_are_kept_under_names_that_a_store_takes(folder, tmp_path_factor
     assert obs["Region_2"].tolist()[:3] == ["a", "b", "c"]
     assert obs["X"].tolist()[:3] == [0.5, 1.5, 2.5]
     assert obs["region"].tolist() == ["E34_cells"] * 3 + ["J02_cells"] * 3
+    assert not {"x", "y"} & set(obs)  # `obsm["spatial"]` holds the place
     assert "Column 'CD4+' of the cell tables is 'CD4_2' in `obs`" in caplog.text
     assert "Column 'Region' of the cell tables is 'Region_2' in `obs`" in caplog.text
     path = tmp_path_factory.mktemp("store") / "fields.zarr"

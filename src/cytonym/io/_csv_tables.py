@@ -49,7 +49,7 @@ class Cells(NamedTuple):
     path: Path
     ids: np.ndarray
     table: pd.DataFrame
-    """Without the columns that name the cells."""
+    """Without the columns that name the cells and tell their place."""
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
@@ -186,8 +186,9 @@ def cells_of(item: Field, *, centers: bool, shared: Shared | None) -> Cells | No
         return None
     own = path == item.centers
     ids, column = _ids(table, path, required=not own)
-    used = [column, *((_point_columns(table, path) or []) if own else [])]
-    return Cells(path, ids, table.drop(columns=[c for c in used if c is not None]))
+    # the place of a cell is in obsm["spatial"]; a single `Y` may be a marker
+    points = _point_columns(table, path) if own else ["x", "y"] if {"x", "y"} <= set(table.columns) else None
+    return Cells(path, ids, table.drop(columns=[c for c in (column, *(points or [])) if c is not None]))
 
 
 def obs_columns(parts: list[pd.DataFrame], index: pd.Index, taken: Iterable[str]) -> pd.DataFrame:

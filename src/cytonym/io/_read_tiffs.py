@@ -57,8 +57,8 @@ def read_tiffs(
     cells
         CSV tables of cells, matched in the same way, or one table for all images with a column (`image`, `fov`,
         `sample`, …) that holds their stems. The id column (`cell_id`, `instance_id`, `label`, …, the first of them that
-        is there) is joined to the values of the mask. The other columns go to `obs`: text as categories, whole numbers
-        as integers, under names that a store takes and that are free (`CD4+` beside `CD4` is `CD4_2`).
+        is there) is joined to the values of the mask. The other columns but `x` and `y` go to `obs`: text as categories,
+        whole numbers as integers, under names that a store takes and that are free (`CD4+` beside `CD4` is `CD4_2`).
     channels
         Names for all images: a list, or a CSV with a column `name` (steinbock: rows with `keep` = 0 are dropped). Its
         rows go by a column `channel` that holds the names in the files, else by position. By default the names in the

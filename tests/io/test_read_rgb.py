@@ -58,6 +58,16 @@ def test_the_pixel_size_of_ome_metadata(tmp_path):
     assert get_transformation(cy.io.read_rgb(file, pixel_size=1)["a_image"]) == Scale([1, 1], axes=("x", "y"))
 
 
+def test_names_of_files(tmp_path):
+    """Blanks and brackets become underscores, as for `io.read_tiffs`."""
+    for name in ("my core (1).png", "__Köln.jpg"):
+        Image.fromarray(PIXELS).save(tmp_path / name)
+    assert set(cy.io.read_rgb(tmp_path).images) == {"my_core__1__image", "Köln_image"}
+    Image.fromarray(PIXELS).save(tmp_path / "My core_(1).png")
+    with pytest.raises(ValueError, match="would both become 'my_core__1__image'. Rename one of them"):
+        cy.io.read_rgb([tmp_path / "My core_(1).png", tmp_path / "my core (1).png"])
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_what_is_transparent_becomes_white(tmp_path, suffix):
     opacity = np.full((40, 50, 1), 255, np.uint8)

@@ -139,6 +139,87 @@ def test_one_table_for_all(folder):
     fails(ValueError, "'all.csv' has no row of image 'J02' in column 'image': ['E34.ome.tif']", folder, cells=folder / "all.csv")  # fmt: skip
 
 
+def test_a_table_of_ids_alone(folder):
+    for name in ("E34", "J02"):
+        pd.DataFrame({"cell_id": IDS}).to_csv(folder / f"{name}_cells.csv", index=False)
+    assert list(cy.io.read_tiffs(folder)["table"].obs) == ["region", "instance_id"]
+
+
+def test_images_that_are_called_by_numbers(tmp_path):
+    for name in ("001", "1"):
+        write(tmp_path / f"{name}.tif", pixels())
+        tifffile.imwrite(tmp_path / f"{name}_mask.tif", mask())
+    pd.DataFrame({"fov": ["1", "001"], "cell_id": [3, 3], "type": ["one", "zero"]}).to_csv(tmp_path / "all.csv")
+    obs = cy.io.read_tiffs(tmp_path, cells=tmp_path / "all.csv")["table"].obs.dropna(subset="type")
+    assert dict(zip(obs["region"], obs["type"], strict=True)) == {"001_cells": "zero", "1_cells": "one"}
+
+
+def test_ids_with_a_decimal_point(folder):
+    """As R and Excel write them; another column of whole numbers does not take their place."""
+    rows = pd.DataFrame({"cell_id": [3.0, 7.0], "label": [7, 3], "type": ["T", "B"]})
+    rows.to_csv(folder / "E34_cells.csv", index=False)
+    obs = cy.io.read_tiffs(folder)["table"].obs
+    assert obs["type"].astype(str).tolist()[:3] == ["T", "B", "nan"]
+    assert obs["label"].tolist()[:2] == [7, 3]
+    points = pd.DataFrame({"cell_id": [10.0, 20.0], "x": [5, 20], "y": [6, 21]})
+    points.to_csv(folder / "dots.csv", index=False)
+    table = cy.io.read_tiffs(folder / "E34.ome.tif", centers=folder / "dots.csv")["table"]
+    assert table.obs["instance_id"].tolist() == [10, 20]
+
+
+def test_classes_in_a_column_called_label(folder):
+    pd.DataFrame({"x": [5, 20], "y": [6, 21], "label": ["T", "B"]}).to_csv(folder / "dots.csv", index=False)
+    obs = cy.io.read_tiffs(folder / "E34.ome.tif", centers=folder / "dots.csv")["table"].obs
+    assert obs["instance_id"].tolist() == [1, 2]
+    assert obs["label"].tolist() == ["T", "B"]
+
+
+def test_columns_are_kept_under_names_that_a_store_takes(folder, tmp_path_factory, caplog):
+    rows = {
+        "cell_id": IDS,
+        "CD4+": [1, 2, 3],
+        "CD4": [4, 5, 6],
+        "Region": list("abc"),
+        "X": [0.5, 1.5, 2.5],
+        "_index": 1,
+    }
+    pd.DataFrame(rows).to_csv(folder / "E34_cells.csv", index=False)
+    pd.DataFrame({"cell_id": IDS, "CD4+": [7, 8, 9], "x": 1.5, "y": 2.5}).to_csv(folder / "J02_cells.csv", index=False)
+    with caplog.at_level(logging.INFO, logger="cytonym"):
+        sdata = cy.io.read_tiffs(folder)
+    obs = sdata["table"].obs
+    assert obs["CD4_2"].tolist() == [1, 2, 3, 7, 8, 9]
+    assert obs["CD4"].tolist()[:3] == [4, 5, 6]
+    assert obs["Region_2"].tolist()[:3] == ["a", "b", "c"]
+    assert obs["X"].tolist()[:3] == [0.5, 1.5, 2.5]
+    assert obs["region"].tolist() == ["E34_cells"] * 3 + ["J02_cells"] * 3
+    assert not {"x", "y"} & set(obs)  # `obsm["spatial"]` holds the place
+    assert "Column 'CD4+' of the cell tables is 'CD4_2' in `obs`" in caplog.text
+    assert "Column 'Region' of the cell tables is 'Region_2' in `obs`" in caplog.text
+    path = tmp_path_factory.mktemp("store") / "fields.zarr"
+    sdata.write(path)
+    assert list(sd.read_zarr(path)["table"].obs) == list(obs)
+
+
+def test_whole_numbers_stay_whole(folder, tmp_path_factory):
+    """Where a cell has no row, where a row has no value and where the other table has no such column."""
+    pd.DataFrame({"cell_id": [3, 7], "type": [4, 5], "good": [True, False], "none": np.nan}).to_csv(folder / "E34_cells.csv", index=False)  # fmt: skip
+    rows = pd.DataFrame({"cell_id": IDS, "type": [5, None, 4], "stage": ["I", 2, None], "size": [1.5, None, 2]})
+    rows.to_csv(folder / "J02_cells.csv", index=False)
+    sdata = cy.io.read_tiffs(folder)
+    path = tmp_path_factory.mktemp("store") / "fields.zarr"
+    sdata.write(path)
+    for table in (sdata["table"], sd.read_zarr(path)["table"]):
+        types = cy.get.labels_of(table, "type")
+        assert list(types.cat.categories) == ["4", "5"]
+        assert types.astype(object).where(types.notna(), "").tolist() == ["4", "5", "", "5", "", "4"]
+        assert table.obs["instance_id"].dtype.kind == "i"
+        assert table.obs["good"].astype(str).tolist()[:3] == ["True", "False", "nan"]
+        assert list(table.obs["stage"].cat.categories) == ["2", "I"]
+        assert table.obs["size"].dtype == np.float64
+        assert table.obs["none"].isna().all()
+
+
 def test_channel_names(folder, tmp_path):
     sdata = cy.io.read_tiffs(folder, channels=["a", "b", "c"])
     assert list(get_channel_names(sdata["J02_image"])) == ["a", "b", "c"]
@@ -383,6 +464,19 @@ def test_pixel_size_of_ome(tmp_path, metadata, expected):
     assert size is None if expected is None else size == pytest.approx(expected)
 
 
+def test_pixel_size_that_is_no_number(tmp_path, caplog):
+    write(tmp_path / "a.ome.tif", pixels())
+    path = tmp_path / "a.ome.tif"
+    path.write_bytes(path.read_bytes().replace(b'PhysicalSizeX="0.5"', b'PhysicalSizeX="abc"'))
+    with caplog.at_level(logging.WARNING, logger="cytonym"):
+        assert image_sources(cy.io.read_tiffs(tmp_path))[0].pixel_size is None
+    assert (
+        "PhysicalSizeX of 'a.ome.tif' is no number: 'abc'. The image stands in pixels; give `pixel_size`."
+        in caplog.text
+    )
+    assert image_sources(cy.io.read_tiffs(tmp_path, pixel_size=0.25))[0].pixel_size == 0.25
+
+
 def test_channel_names_that_do_not_fit(folder, tmp_path):
     fails(ValueError, "'E34.ome.tif' has 3 channels, but `channels` names 2.", folder, channels=["a", "b"])
     fails(ValueError, "Channel names of 'E34.ome.tif' repeat: ['a']", folder, channels=["a", "b", "a"])
@@ -394,12 +488,39 @@ def test_channel_names_that_do_not_fit(folder, tmp_path):
     )
     panel = tmp_path / "short.csv"
     pd.DataFrame({"name": ["a", "b"]}).to_csv(panel)
-    fails(ValueError, "has 3 channels, but the panel has 2 rows, 2 of them kept", folder, channels=panel)
+    fails(ValueError, "has 3 channels, but the panel 'short.csv' has 2 rows, 2 of them kept", folder, channels=panel)
     pd.DataFrame({"dye": ["a", "b", "c"]}).to_csv(panel, index=False)
-    fails(ValueError, "The panel needs a column 'name'. It has ['dye'].", folder, channels=panel)
+    fails(ValueError, "The panel needs a column 'name'. 'short.csv' has ['dye'].", folder, channels=panel)
     fails(FileNotFoundError, "No file", folder, channels=tmp_path / "gone.csv")
     panel.write_text("")
     fails(ValueError, "as a CSV table", folder, channels=panel)
+
+
+@pytest.mark.parametrize(
+    ("panel", "message"),
+    [
+        (
+            {"channel": ["DNA", "CD8", "XX"], "name": ["a", "b", "c"]},
+            "The panel 'p.csv' lacks channels of 'E34.ome.tif' in its column 'channel': ['CD20']. It has ['DNA', 'CD8', 'XX'].",
+        ),
+        ({"name": ["a", None, "c"]}, "The panel 'p.csv' has no name in row 1, column 'name'. Fill it in."),
+        ({"name": ["a", "b", "c"], "keep": ["yes", "no", "yes"]}, "The panel 'p.csv' needs 1 or 0 in its column 'keep', got 'yes'."),
+        ({"name": ["a", "b", "c"], "keep": [1, None, "no"]}, "needs 1 or 0 in its column 'keep', got 'no'."),
+        ({"name": ["a", "b", "c"], "keep": [0, 0, 0]}, "The panel 'p.csv' keeps no channel of 'E34.ome.tif'"),
+        ({"channel": [*CHANNELS, "XX"], "name": list("abcd"), "keep": [0, 0, 0, 1]}, "The panel 'p.csv' keeps no channel of"),
+    ],
+    ids=["some names", "no name", "keep in words", "a word", "nothing kept", "only others kept"],
+)  # fmt: skip
+def test_panels_that_do_not_fit(folder, panel, message):
+    pd.DataFrame(panel).to_csv(folder / "p.csv", index=False)
+    fails(ValueError, message, folder, channels=folder / "p.csv")
+
+
+def test_panel_whose_channels_are_others_goes_by_position(folder):
+    panel = pd.DataFrame({"channel": ["Ir191", "Er166", "Yb171"], "name": ["a", None, "c"]})
+    panel.to_csv(folder / "p.csv", index=False)
+    sdata = cy.io.read_tiffs(folder, channels=folder / "p.csv")
+    assert list(get_channel_names(sdata["E34_image"])) == ["a", "Er166", "c"]
 
 
 def test_tables_that_do_not_fit(folder):
@@ -410,8 +531,30 @@ def test_tables_that_do_not_fit(folder):
     fails(ValueError, "'J02_cells.csv': ids repeat in column 'cell_id', such as 3.", folder)
     pd.DataFrame({"type": ["a", "b"]}).to_csv(path, index=False)
     fails(ValueError, "'J02_cells.csv' needs a column of whole numbers that names the cells", folder)
+    pd.DataFrame({"cell_id": [3, None], "label": [7, 3]}).to_csv(path, index=False)
+    fails(ValueError, "'J02_cells.csv': column 'cell_id' has no id in row 1. Fill it in, or drop the row.", folder)
+    for wrong, shown in (["a3", "b7"], "'a3'"), ([3.5, 7], "3.5"), ([3, float("inf")], "inf"):
+        pd.DataFrame({"cell_id": wrong, "label": [7, 3]}).to_csv(path, index=False)
+        fails(
+            ValueError,
+            f"'J02_cells.csv': column 'cell_id' must hold whole numbers, the ids of the cells, got {shown}.",
+            folder,
+        )
+    pd.DataFrame({"Cell ID": [3, 7], "CELL-ID": [7, 3]}).to_csv(path, index=False)
+    fails(ValueError, "'J02_cells.csv' has several columns for 'cell_id': ['Cell ID', 'CELL-ID']. Keep one", folder)
     path.write_text("")
     fails(ValueError, f"Cannot read {str(path)!r} as a CSV table", folder)
+
+
+def test_x_and_y_go_before_other_spellings(folder):
+    path, image = folder / "dots.csv", folder / "E34.ome.tif"
+    pd.DataFrame({"x": [4.0], "y": [6.0], "X": [400.0], "Y": [600.0]}).to_csv(path, index=False)
+    table = cy.io.read_tiffs(image, centers=path)["table"]
+    np.testing.assert_allclose(table.obsm["spatial"], [[2, 3]])
+    assert table.obs[["X", "Y"]].to_numpy().tolist() == [[400, 600]]
+    assert "x" not in table.obs
+    pd.DataFrame({"x ": [4.0], "y": [6.0], "X": [400.0]}).to_csv(path, index=False)
+    fails(ValueError, "'dots.csv' has several columns for 'x': ['x ', 'X']. Keep one of them.", image, centers=path)
 
 
 def test_centers_that_do_not_fit(folder):
@@ -423,6 +566,8 @@ def test_centers_that_do_not_fit(folder):
     fails(ValueError, "'dots.csv': x or y is missing in row 1.", image, centers=path)
     pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, 2.0], "id": [4, 4]}).to_csv(path, index=False)
     fails(ValueError, "'dots.csv': ids repeat in column 'id', such as 4.", image, centers=path)
+    pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, 2.0], "id": ["a", "b"]}).to_csv(path, index=False)
+    fails(ValueError, "'dots.csv': column 'id' must hold whole numbers", image, centers=path)
     pd.DataFrame({"x": ["left"], "y": [1.0]}).to_csv(path, index=False)
     fails(ValueError, "'dots.csv': columns 'x' and 'y' must be numbers", image, centers=path)
     pd.DataFrame({"x": [], "y": []}).to_csv(path, index=False)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cytonym.io._tiff import is_tiff, stem
 
@@ -92,7 +94,7 @@ def listed(paths: Paths, kind: Callable[[Path], bool], what: str) -> list[Path]:
             inside = sorted(p for p in path.iterdir() if kind(p))
             if not inside:
                 msg = (
-                    f"No {what} file in folder {str(path)!r}. It holds {_some(sorted(p.name for p in path.iterdir()))}."
+                    f"No {what} file in folder {str(path)!r}. It holds {some(sorted(p.name for p in path.iterdir()))}."
                 )
                 raise FileNotFoundError(msg)
             result += inside
@@ -116,7 +118,7 @@ def _look_around(folder: Path) -> tuple[list[Path], dict[str, list[Path]], Path 
         tiffs = sorted(p for p in home.iterdir() if is_tiff(p))
     images = [p for p in tiffs if not IS_MASK.search(stem(p))]
     if not images:
-        msg = f"No TIFF image in folder {str(folder)!r}. It holds {_some(sorted(p.name for p in folder.iterdir()))}."
+        msg = f"No TIFF image in folder {str(folder)!r}. It holds {some(sorted(p.name for p in folder.iterdir()))}."
         raise FileNotFoundError(msg)
     masks = [p for p in tiffs if IS_MASK.search(stem(p))]
     for parent in dict.fromkeys((folder, home, home.parent if home.name in IMAGE_FOLDERS else folder)):
@@ -138,13 +140,18 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     stems = [stem(p) for p in paths]
     if len(set(map(str.lower, stems))) < len(stems):
         stems = [f"{p.parent.name}_{s}" for p, s in zip(paths, stems, strict=True)]
-    names = [re.sub(r"[^\w.\-]", "_", s).lstrip("_") or "field" for s in stems]
+    names = [element_name(s) for s in stems]
     lower = [name.lower() for name in names]
     if len(set(lower)) < len(names):
         twice = sorted({str(p) for p, name in zip(paths, lower, strict=True) if lower.count(name) > 1})
-        msg = f"Images must have names of their own; these share one: {_some(twice)}. Rename the files."
+        msg = f"Images must have names of their own; these share one: {some(twice)}. Rename the files."
         raise ValueError(msg)
     return dict(zip(names, paths, strict=True))
+
+
+def element_name(name: str) -> str:
+    """The name of a file with only the characters that a store allows."""
+    return re.sub(r"[^\w.\-]", "_", name).lstrip("_") or "field"
 
 
 def _assign(
@@ -163,14 +170,14 @@ def _assign(
     missing = [f.image.name for i, f in enumerate(fields) if i not in matched]
     if strict and lost:
         msg = (
-            f"No image fits {what} {_some([p.name for p in lost])}. A file belongs to the image whose stem its own name "
-            f"holds. Images: {_some([f.image.name for f in fields])}."
+            f"No image fits {what} {some([p.name for p in lost])}. A file belongs to the image whose stem its own name "
+            f"holds. Images: {some([f.image.name for f in fields])}."
         )
         raise ValueError(msg)
     if every and missing and (strict or len(missing) < len(fields)):
-        text = f"{len(missing)} of {len(fields)} images have no {what}: {_some(missing)}"
+        text = f"{len(missing)} of {len(fields)} images have no {what}: {some(missing)}"
         if strict:
-            msg = f"{text}. Given: {_some([p.name for p in files])}."
+            msg = f"{text}. Given: {some([p.name for p in files])}."
             raise ValueError(msg)
         logger.warning("%s. The %d %s file(s) found are ignored.", text, len(files), what)
         return
@@ -181,7 +188,7 @@ def _assign(
             logger.info("%s: using %s %r, leaving %s.", fields[index].name, what, best.name, others)
         setattr(fields[index], what, best)
     if lost:
-        logger.info("No image fits %s %s: ignored.", what, _some([p.name for p in lost]))
+        logger.info("No image fits %s %s: ignored.", what, some([p.name for p in lost]))
 
 
 def _plain(path: Path) -> str:
@@ -208,5 +215,7 @@ def _preference(name: str) -> int:
     return 2 if "nucle" in name else 0 if "cell" in name else 1
 
 
-def _some(names: list[str], n: int = 8) -> str:
-    return f"{names[:n]}" if len(names) <= n else f"{names[:n]} and {len(names) - n} more"
+def some(values: Any, n: int = 8) -> str:
+    """The first values for the text of an error, and how many more there are."""
+    values = np.asarray(values).tolist()
+    return f"{values[:n]}" if len(values) <= n else f"{values[:n]} and {len(values) - n} more"

@@ -11,7 +11,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity, Scale
 
 from cytonym.data.brightfield import on_white, rgb_order
-from cytonym.io._fields import listed
+from cytonym.io._fields import element_name, listed
 from cytonym.io._tiff import is_tiff, open_tiff, stem
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_rgb(images: Paths, *, pixel_size: float | None = None) -> SpatialData:
     -------
     SpatialData
         For every picture `{name of the file}_image` with the channels `r`, `g` and `b`, in the coordinate system "global" in
-        micrometres (pixels where unknown). What `tl.translate_stain` takes.
+        micrometres (pixels where unknown). Blanks and brackets in the name become underscores. What `tl.translate_stain` takes.
 
     Raises
     ------
@@ -68,11 +68,10 @@ def read_rgb(images: Paths, *, pixel_size: float | None = None) -> SpatialData:
     elements: dict[str, Any] = {}
     files: dict[str, Path] = {}
     for path in listed(images, is_picture, "PNG, JPEG or TIFF"):
-        name = picture_name(path)
-        if name in files:
-            msg = f"{str(files[name])!r} and {str(path)!r} would both become {name + '_image'!r}. Rename one of them."
+        name = element_name(picture_name(path))
+        if (other := files.setdefault(name.lower(), path)) is not path:
+            msg = f"{str(other)!r} and {str(path)!r} would both become {name + '_image'!r}. Rename one of them."
             raise ValueError(msg)
-        files[name] = path
         pixels, size = _open(path)
         if pixel_size is not None:
             size = (float(pixel_size),) * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +16,14 @@ from spatialdata.transformations import Identity, Scale
 from cytonym.data.elements import centers_element
 from cytonym.data.source import resolve
 from cytonym.data.table import open_table
-from cytonym.io._fields import Field, Paths, find_fields
-from cytonym.io._tiff import TiffImage, open_tiff, stem
+from cytonym.io._csv_tables import Panel, cells_of, obs_columns, panel_channels, read_centers, read_panel, read_shared
+from cytonym.io._fields import Field, Paths, find_fields, some
+from cytonym.io._tiff import TiffImage, open_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 logger = logging.getLogger("cytonym")
-
-ID_COLUMNS = ("cell_id", "instance_id", "cellid", "object_id", "objectnumber", "object", "cell", "id", "label")
-TAKEN = ("region", "instance_id", "x", "y")
-IMAGE_COLUMNS = ("image", "fov", "field", "sample", "sample_id", "image_id", "roi", "region")
 
 
 def read_tiffs(
@@ -56,14 +52,17 @@ def read_tiffs(
         stem its own name holds: `E34_mask.tif` to `E34.ome.tif`.
     centers
         Folder, file or files of CSV tables with columns `x` and `y` in pixels, matched in the same way. Pixel i covers
-        [i, i + 1): add 0.5 to centroids that count from the first pixel's centre. An id column is used if there.
+        [i, i + 1): add 0.5 to centroids that count from the first pixel's centre. An id column is used if there, and the
+        other columns go to `obs`.
     cells
         CSV tables of cells, matched in the same way, or one table for all images with a column (`image`, `fov`,
-        `sample`, …) that holds their stems. The id column (`cell_id`, `instance_id`, `label`, …) is joined to the values
-        of the mask, the other columns go to `obs`.
+        `sample`, …) that holds their stems. The id column (`cell_id`, `instance_id`, `label`, …, the first of them that
+        is there) is joined to the values of the mask. The other columns but `x` and `y` go to `obs`: text as categories,
+        whole numbers as integers, under names that a store takes and that are free (`CD4+` beside `CD4` is `CD4_2`).
     channels
-        Names for all images: a list, or a CSV with a column `name` (steinbock: rows with `keep` = 0 are dropped). By
-        default the names in the files, then `panel.csv`, then `channel_0`, `channel_1`, ….
+        Names for all images: a list, or a CSV with a column `name` (steinbock: rows with `keep` = 0 are dropped). Its
+        rows go by a column `channel` that holds the names in the files, else by position. By default the names in the
+        files, then `panel.csv`, then `channel_0`, `channel_1`, ….
     pixel_size
         Micrometres a pixel, for all images. By default that of each file's OME metadata; an image without one stands in
         pixels.
@@ -82,7 +81,8 @@ def read_tiffs(
         A file or folder is missing, or a folder has no TIFF image.
     ValueError
         A file is damaged, a mask or table fits no image, a mask differs in shape from its image or is no label image,
-        the number of channel names is wrong, or names repeat.
+        ids are no whole numbers, are missing or repeat, a panel fits no image, the number of channel names is wrong, or
+        names repeat.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def read_tiffs(
         raise ValueError(msg)
     found = find_fields(images, masks, centers, cells)
     names = channels if channels is not None else found.panel
-    panel = _read_csv(Path(names)) if isinstance(names, (str, Path)) else names
+    panel = read_panel(Path(names)) if isinstance(names, (str, Path)) else names
     elements: dict[str, Any] = {}
     panels = set()
     regions: dict[str, tuple[str, Field]] = {}
@@ -128,10 +128,11 @@ def read_tiffs(
             elements[f"{item.name}_cells"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations=dict(place))
             regions[f"{item.name}_cells"] = (image_key, item)
         elif item.centers is not None:
-            elements[f"{item.name}_centers"] = _centers(item.centers, place)
+            points, ids = read_centers(item.centers)
+            elements[f"{item.name}_centers"] = centers_element(points, ids, transformations=dict(place))
             regions[f"{item.name}_centers"] = (image_key, item)
     if not elements:
-        msg = f"No mask has a cell: {_some([item.mask.name for item in found.fields if item.mask])}."
+        msg = f"No mask has a cell: {some([item.mask.name for item in found.fields if item.mask])}."
         raise ValueError(msg)
     if len(panels) > 1:
         logger.info("The images have %d different panels; channels are matched by name.", len(panels))
@@ -148,8 +149,8 @@ def _channels(image: TiffImage, panel: Any, *, given: bool) -> tuple[da.Array, t
     """The kept planes and their names."""
     pixels, n = image.pixels, image.pixels.shape[0]
     keep = np.ones(n, bool)
-    if isinstance(panel, pd.DataFrame) and (given or image.channels is None):
-        names, keep = _from_panel(image, panel)
+    if isinstance(panel, Panel) and (given or image.channels is None):
+        names, keep = panel_channels(panel, image)
     elif panel is not None and given:
         names = [str(name) for name in ([panel] if isinstance(panel, str) else panel)]
         if len(names) != n:
@@ -164,28 +165,6 @@ def _channels(image: TiffImage, panel: Any, *, given: bool) -> tuple[da.Array, t
         msg = f"Channel names of {image.path.name!r} repeat: {twice}. Name every channel once through `channels=`."
         raise ValueError(msg)
     return (pixels if keep.all() else pixels[np.flatnonzero(keep)]), tuple(names)
-
-
-def _from_panel(image: TiffImage, panel: pd.DataFrame) -> tuple[list[str], np.ndarray]:
-    """Names from a panel: by its column `channel` where the file has those names, else by position."""
-    panel = panel.rename(columns={c: str(c).strip().lower() for c in panel.columns})
-    column = next((c for c in ("name", "marker_name", "marker", "target", "channel") if c in panel), None)
-    if column is None:
-        msg = f"The panel needs a column 'name'. It has {list(panel.columns)}."
-        raise ValueError(msg)
-    n = image.pixels.shape[0]
-    kept = panel["keep"].fillna(0).astype(float) != 0 if "keep" in panel else pd.Series(data=True, index=panel.index)
-    names = panel[column].where(panel[column].notna(), panel.get("channel")).astype(str)
-    if "channel" in panel and image.channels and set(image.channels) <= set(panel["channel"].astype(str)):
-        rows = panel.assign(_name=names, _keep=kept).drop_duplicates("channel").set_index(panel["channel"].astype(str))
-        rows = rows.loc[list(image.channels)]
-        return list(rows["_name"][rows["_keep"]]), rows["_keep"].to_numpy()
-    if kept.sum() == n:
-        return list(names[kept]), np.ones(n, bool)
-    if len(panel) == n:
-        return list(names[kept]), kept.to_numpy()
-    msg = f"{image.path.name!r} has {n} channels, but the panel has {len(panel)} rows, {int(kept.sum())} of them kept."
-    raise ValueError(msg)
 
 
 def _labels(path: Path, image: TiffImage) -> da.Array | None:
@@ -241,27 +220,6 @@ def _without_background(labels: da.Array, area: dict[int, int], path: Path) -> d
     return da.where(labels == largest, labels.dtype.type(0), labels)
 
 
-def _centers(path: Path, place: dict[str, Any]) -> Any:
-    table = _read_csv(path)
-    lower = {str(c).strip().lower(): c for c in table.columns}
-    if not {"x", "y"} <= set(lower):
-        msg = f"{path.name!r} needs columns 'x' and 'y'. It has {list(table.columns)}."
-        raise ValueError(msg)
-    if table.empty:
-        msg = f"{path.name!r} has no rows: there is no cell in it."
-        raise ValueError(msg)
-    columns = table[[lower["x"], lower["y"]]]
-    if any(not pd.api.types.is_numeric_dtype(dtype) for dtype in columns.dtypes):
-        msg = f"{path.name!r}: columns 'x' and 'y' must be numbers, got {columns.iloc[0].tolist()} in the first row."
-        raise ValueError(msg)
-    points = columns.to_numpy(np.float64)
-    if not np.isfinite(points).all():
-        msg = f"{path.name!r}: x or y is missing in row {int(np.flatnonzero(~np.isfinite(points).all(1))[0])}."
-        raise ValueError(msg)
-    ids, _ = _ids(table, path, required=False)
-    return centers_element(points, ids, transformations=dict(place))
-
-
 def _add_table(sdata: SpatialData, regions: dict[str, tuple[str, Field]], shared: list[Path]) -> None:
     """One table over all regions, with the columns of the cell tables."""
     sources = []
@@ -273,76 +231,20 @@ def _add_table(sdata: SpatialData, regions: dict[str, tuple[str, Field]], shared
         sources += resolve(sdata, image_key=[regions[key][0] for key in centered], shapes_key=centered)
     opened = open_table(sdata, sources, "table")
     adata = opened.write()
-    path: Path | None
-    common = _read_csv(shared[0]) if shared else None
-    columns: list[pd.DataFrame] = []
+    common = read_shared(shared[0]) if shared else None
+    parts: list[pd.DataFrame] = []
     for source, at in zip(sources, opened.rows, strict=True):
-        item = regions[source.region][1]
-        if common is not None:
-            table, path = _part(common, item, shared[0]), shared[0]
-        else:
-            path = item.cells or item.centers if source.kind == "shapes" else item.cells
-            if path is None:
-                continue
-            table = _read_csv(path)
-        ids, column = _ids(table, path, required=item.cells is not None or common is not None)
-        inside = pd.Index(source.instance_ids).isin(ids)
+        cells = cells_of(regions[source.region][1], centers=source.kind == "shapes", shared=common)
+        if cells is None:
+            continue
+        inside = pd.Index(source.instance_ids).isin(cells.ids)
         if not inside.any():
-            msg = f"No id of {path.name!r} is a cell of {source.region!r}. Ids there: {_some(ids)}."
+            msg = f"No id of {cells.path.name!r} is a cell of {source.region!r}. Ids there: {some(cells.ids)}."
             raise ValueError(msg)
-        if (n := len(table) - inside.sum()) or not inside.all():
-            logger.info("%s: %d rows fit no cell, %d cells have no row.", path.name, n, (~inside).sum())
-        table = table.drop(columns=[c for c in table if c == column or str(c).lower() in TAKEN])
-        part = table.set_axis(ids).reindex(source.instance_ids).set_axis(adata.obs_names[at])
-        columns.append(part.rename(columns=lambda c: re.sub(r"[^\w.\-]+", "_", str(c)).strip("_") or "column"))
-    if columns:
-        every = pd.concat(columns).reindex(adata.obs_names)
-        for name in every:
-            values = every[name]
-            adata.obs[name] = values.astype("category") if values.dtype.kind not in "biuf" else values
-
-
-def _part(common: pd.DataFrame, item: Field, path: Path) -> pd.DataFrame:
-    """Rows of one image in a table of several."""
-    column = next((c for c in common if str(c).strip().lower() in IMAGE_COLUMNS), None)
-    if column is None:
-        msg = f"{path.name!r} is the one table of several images, so it needs a column that names them, one of {IMAGE_COLUMNS}."
-        raise ValueError(msg)
-    names = common[column].astype(str)
-    part = common[names.isin([item.name, item.image.name]) | (names.map(lambda v: stem(Path(v))) == stem(item.image))]
-    if part.empty:
-        msg = f"{path.name!r} has no row of image {item.name!r} in column {column!r}: {_some(names.unique())}."
-        raise ValueError(msg)
-    return part.drop(columns=column)
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        msg = f"No file {str(path)!r}."
-        raise FileNotFoundError(msg)
-    try:
-        return pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        msg = f"Cannot read {str(path)!r} as a CSV table: {error}."
-        raise ValueError(msg) from error
-
-
-def _ids(table: pd.DataFrame, path: Path, *, required: bool) -> tuple[np.ndarray, str | None]:
-    """Ids of the rows, and the column they stand in; 1, 2, … where there is none and none is needed."""
-    lower = {re.sub(r"[ \-]", "_", str(c).strip().lower()): c for c in table.columns}
-    for name in ID_COLUMNS:
-        if name in lower and pd.api.types.is_integer_dtype(table[lower[name]]):
-            ids = table[lower[name]]
-            if ids.duplicated().any():
-                msg = f"{path.name!r}: ids repeat in column {lower[name]!r}, such as {ids[ids.duplicated()].iloc[0]}."
-                raise ValueError(msg)
-            return ids.to_numpy(), lower[name]
-    if required:
-        msg = f"{path.name!r} needs a column of whole numbers that names the cells, one of {ID_COLUMNS}. It has {list(table)}."
-        raise ValueError(msg)
-    return np.arange(1, len(table) + 1), None
-
-
-def _some(values: Any, n: int = 8) -> str:
-    values = np.asarray(values).tolist()
-    return f"{values[:n]}" if len(values) <= n else f"{values[:n]} and {len(values) - n} more"
+        if (n := len(cells.ids) - inside.sum()) or not inside.all():
+            logger.info("%s: %d rows fit no cell, %d cells have no row.", cells.path.name, n, (~inside).sum())
+        part = cells.table.set_axis(cells.ids).reindex(source.instance_ids)
+        parts.append(part.set_axis(adata.obs_names[at]))
+    if parts:
+        columns = obs_columns(parts, adata.obs_names, taken=adata.obs.columns)
+        adata.obs[list(columns)] = columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import numpy as np
 import tifffile
 
 MICROMETRE = {"m": 1e6, "mm": 1e3, "cm": 1e4, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "å": 1e-4}
+logger = logging.getLogger("cytonym")
+
 BLOCK_PX = 1024
 """Side of a lazy block; rounded to whole strips or tiles of the file."""
 
@@ -130,7 +133,7 @@ def _metadata(file: tifffile.TiffFile, layout: str) -> tuple[tuple[str, ...] | N
         root = ElementTree.fromstring(file.ome_metadata)
         pixels = next((e for e in root.iter() if _tag(e) == "Pixels"), None)
         if pixels is not None:
-            return _ome_names(pixels), _ome_size(pixels)
+            return _ome_names(pixels), _ome_size(pixels, file.filename)
     labels = (file.imagej_metadata or {}).get("Labels")
     if labels is None and "c" in layout:
         pages = [page for page in file.series[0].pages if page is not None]
@@ -150,13 +153,25 @@ def _ome_names(pixels: ElementTree.Element) -> tuple[str, ...] | None:
     return tuple(e.get("Name") or f"channel_{i}" for i, e in enumerate(channels))
 
 
-def _ome_size(pixels: ElementTree.Element) -> tuple[float, float] | None:
+def _ome_size(pixels: ElementTree.Element, name: str) -> tuple[float, float] | None:
     size = []
     for axis in "YX":
         value, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm").lower()
-        if value is None or unit not in MICROMETRE or not float(value) > 0:
+        if value is None or unit not in MICROMETRE:
             return None
-        size.append(float(value) * MICROMETRE[unit])
+        try:
+            number = float(value)
+        except ValueError:
+            logger.warning(
+                "PhysicalSize%s of %r is no number: %r. The image stands in pixels; give `pixel_size`.",
+                axis,
+                name,
+                value,
+            )
+            return None
+        if not 0 < number < np.inf:
+            return None
+        size.append(number * MICROMETRE[unit])
     return size[0], size[1]
 
 

@@ -613,7 +613,15 @@ def test_demo_needs_a_place_for_its_files(tmp_path: Path) -> None:
     (taken / "tissue.zarr").mkdir(parents=True)
     store = tmp_path / "phantom.zarr"
     cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0).write(store)
-    assert "is no SpatialData store" in fails("demo", "--data", store, "--out", taken)
+    assert "is no SpatialData store" in fails("demo", "--data", store, "--out", taken, "--force")
+
+
+@pytest.mark.parametrize("name", ["tissue.zarr", "model", "report.html", "summary.json"])
+def test_demo_replaces_only_by_force(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    line = fails("demo", "--out", tmp_path)
+    assert line == f"error: {tmp_path / name} exists already. Choose another name, or replace it with --force."
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(
@@ -634,7 +642,7 @@ def test_demo_checks_names_and_places(store: Path, tmp_path: Path) -> None:
     assert "'PI'" in line
     assert "'DNA'" in line
     assert "leave --pixel-size out" in fails("demo", *out, "--pixel-size", "0.5")
-    line = fails("demo", "--data", store, "--out", store.parent)
+    line = fails("demo", "--data", store, "--out", store.parent, "--force")
     assert "which would be replaced" in line
     assert sd.read_zarr(store)["table"].n_obs == 40
 

@@ -28,7 +28,7 @@ from cytonym._options import (
     chosen_channels,
     element_keys,
 )  # fmt: skip
-from cytonym._terminal import errors, listen, open_store, print_version, unused, writable
+from cytonym._terminal import errors, listen, open_store, print_version, unused
 from cytonym._translate_command import EPILOG, translate
 
 app = typer.Typer(
@@ -107,6 +107,7 @@ def demo(
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace results that are already there.")] = False,
 ) -> None:
     """The main job from images to a report: train, embed, cluster, compare.
 
@@ -114,7 +115,8 @@ def demo(
     (`tissue.zarr`), the trained model (`model`) and the numbers (`summary.json`). Takes a few minutes.
     """
     with errors(context):
-        writable(out)
+        for result in ("tissue.zarr", "model", "report.html", "summary.json"):
+            unused(out / result, force=force)
         import cytonym as cy
         from cytonym import _demo
         from cytonym._report import write_report

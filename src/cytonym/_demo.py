@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ import pandas as pd
 import scanpy as sc
 import spatialdata as sd
 from anndata import AnnData
+from scipy.sparse import csr_matrix, lil_matrix
+from sklearn.neighbors import NearestNeighbors
 from spatialdata import SpatialData
 
 import cytonym as cy
@@ -33,7 +34,8 @@ logger = logging.getLogger("cytonym")
 
 CLUSTERS, TRUTH, NAMED = "phenograph", "cell_type", "named_phenotype"
 EMBEDDING, ATTRIBUTIONS = "X_nextmarker", "nextmarker_attributions"
-NEIGHBORS = 30
+NEIGHBORS, NEAREST = 30, 10  # in the space of the embedding, in the tissue
+FEWEST = 4  # cells of which a UMAP can be made
 WINDOW, LARGE_PX = 1.6, 16  # side of the window in diameters of a nucleus; below so many pixels the default does
 LEADING = 0.55  # least AUROC of a marker that is named for a cluster
 
@@ -149,7 +151,8 @@ def run(
     """Train, embed, cluster, compare with the truth where it is known, and write the store and the model into `out`.
 
     With `find`, or where there are no cells, they are found in the nuclear channel; masks that are there then only tell
-    which type a found cell has. The store appears when all is done; the one of an earlier run stays until then.
+    which type a found cell has. The store and the model appear when the cells are embedded; those of an earlier run stay
+    until then. Clusters and all that is told about them come into the store's table afterwards.
     """
     store, unfinished = out / "tissue.zarr", out / "tissue.zarr.unfinished"
     if store.exists() and not is_store(store):
@@ -171,39 +174,48 @@ def run(
         sdata.write(unfinished)  # chunks on disk are read faster than TIFF
         sdata = sd.read_zarr(unfinished)
         watch.lap("convert")
-        found = _analyse(sdata, watch, channels=channels, truth=truth, steps=steps, size_px=size_px, seed=seed, device=device)  # fmt: skip
-        cy.models.save(found.model, out / "model", overwrite=True)
+        model = _embed(sdata, watch, channels=channels, steps=steps, size_px=size_px, seed=seed, device=device)
+        cy.models.save(model, out / "model", overwrite=True)
         cy.io.save_table(sdata)
         if store.exists():
             shutil.rmtree(store)
         unfinished.rename(store)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    found.sdata, found.source, found.cells_found = sd.read_zarr(store), source, find
-    found.stain = next(iter(nuclear or []), None)
+    sdata = sd.read_zarr(store)
+    top, scores = _describe(sdata, model, truth, seed)
+    watch.lap("cluster and map")
+    cy.io.save_table(sdata)
     watch.lap("write")
-    return found
+    stain = next(iter(nuclear or []), None)
+    return Run(sd.read_zarr(store), model, source, truth, top, scores, find, stain, watch.seconds)
 
 
-def _analyse(
+def _embed(
     sdata: SpatialData,
     watch: _Watch,
     *,
     channels: Sequence[str] | None,
-    truth: str | None,
     steps: int | None,
     size_px: int | None,
     seed: int,
     device: str,
-) -> Run:
-    import squidpy as sq  # takes seconds to import
-
+) -> CellEncoder:
+    """Measure the cells, train on them and embed them."""
     cy.pp.measure_cells(sdata, channels=channels)
     watch.lap("measure")
     model = cy.tl.fit_encoder(sdata, channels=channels, steps=steps, size_px=size_px, rng=seed, device=device)
     watch.lap("train")
     cy.tl.embed_cells(sdata, model, rng=seed, device=device)
     watch.lap("embed")
+    return model
+
+
+def _describe(
+    sdata: SpatialData, model: CellEncoder, truth: str | None, seed: int
+) -> tuple[dict[str, dict[str, float]], pd.DataFrame | None]:
+    """Clusters, UMAP and neighbourhoods in the table; leading markers and the agreement with the known types."""
+    import squidpy as sq  # takes seconds to import
 
     adata = sdata["table"]
     inside = np.isfinite(adata.obsm[EMBEDDING]).all(axis=1)
@@ -213,22 +225,33 @@ def _analyse(
         del sdata.tables["table"]
         sdata.tables["table"] = adata
     logger.info("Clusters, UMAP and neighbourhoods of %s cells.", f"{adata.n_obs:,}")
+    if adata.n_obs < FEWEST:
+        msg = (
+            f"Only {adata.n_obs} cells have an embedding; clusters and a map need {FEWEST} or more. The model and the "
+            f"embedding are kept beside {sdata.path}."
+        )
+        raise ValueError(msg)
     k = min(NEIGHBORS, adata.n_obs - 1)
     cy.tl.cluster_cells(adata, use_rep=EMBEDDING, n_neighbors=k, rng=seed, key_added=CLUSTERS)
     sc.pp.neighbors(adata, use_rep=EMBEDDING, n_neighbors=min(15, k), random_state=seed)
     sc.tl.umap(adata, random_state=seed)
-    region = adata.uns["spatialdata_attrs"]["region_key"]
-    adata.obs[region] = adata.obs[region].astype("category").cat.remove_unused_categories()
-    library = {"library_key": region} if adata.obs[region].nunique() > 1 else {}
-    logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy talks through it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # squidpy 1.8 splits the function; 1.6 has only this one
-        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=min(10, k), **library)
-    if adata.obs[CLUSTERS].nunique() > 1:
+    adata.obsp["spatial_connectivities"] = near = _nearest(adata)
+    if near.nnz and adata.obs[CLUSTERS].nunique() > 1:
+        logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy talks through it
         sq.gr.nhood_enrichment(adata, CLUSTERS, seed=seed, show_progress_bar=False)
-    scores = None if truth is None else _scores(adata, model.markers, truth, seed)
-    watch.lap("cluster and map")
-    return Run(sdata, model, "", truth, _top_markers(adata), scores, seconds=watch.seconds)
+    return _top_markers(adata), None if truth is None else _scores(adata, model.markers, truth, seed)
+
+
+def _nearest(adata: AnnData) -> csr_matrix:
+    """Which cells are among the nearest of a cell in its own image: all others where there are few."""
+    images = adata.obs[adata.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
+    near = lil_matrix((adata.n_obs, adata.n_obs))
+    for image in np.unique(images):
+        at = np.flatnonzero(images == image)
+        if len(at) > 1:
+            found = NearestNeighbors(n_neighbors=min(NEAREST, len(at) - 1)).fit(adata.obsm["spatial"][at])
+            near[at[:, None], at[found.kneighbors(return_distance=False)]] = 1
+    return near.tocsr()
 
 
 def summary(found: Run) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Run:
     top: dict[str, dict[str, float]]
     """Leading markers of each cluster with their AUROC, large clusters and high values first."""
     scores: pd.DataFrame | None = None
-    """Agreement with the known types, one row a representation."""
+    """Agreement with the known types, one row a representation; none where no cell has one."""
     cells_found: bool = False
     """Whether the cells were found in a nuclear channel, not given."""
     stain: str | None = None

@@ -55,8 +55,8 @@ def write_report(found: Run, path: Path) -> Path:
             _section("map", "Where the phenotypes are", maps(found, colors), TEXT["map"]),
             _section("cells", "The cells themselves", gallery(found, shown), TEXT["cells"]),
         ]
-        if found.truth is not None:
-            figure = cy.pl.agreement(adata, found.truth, NAMED, basis="X_umap")
+        if found.scores is not None:
+            figure = cy.pl.agreement(adata, str(found.truth), NAMED, basis="X_umap")
             sections.append(_section("truth", "Agreement with the known types", figure, TEXT["truth"], _scores(found)))
         if f"{CLUSTERS}_nhood_enrichment" in adata.uns:
             sections.append(_section("near", "Who lives next to whom", neighbours(adata), TEXT["near"]))

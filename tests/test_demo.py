@@ -197,3 +197,18 @@ def test_what_was_trained_is_kept_where_cells_are_too_few(tmp_path: Path) -> Non
         _demo.run(sdata, tmp_path, source="x", steps=1, size_px=9, device="cpu")
     assert cy.models.load(tmp_path / "model").markers == ("DNA", "CD3")
     assert sd.read_zarr(tmp_path / "tissue.zarr")["table"].obsm["X_nextmarker"].shape[0] == 2
+
+
+def test_images_of_different_panels_and_no_known_types(tmp_path: Path) -> None:
+    sdata = tissue(n_samples=2)
+    first = next(iter(sdata.images))
+    sdata.images[first] = sdata.images.pop(first).isel(c=slice(1, None))  # without DNA
+    sdata["table"].obs["cell_type"] = pd.Categorical([None] * 120, categories=["B", "T"])
+    found = _demo.run(sdata, tmp_path, source="x", channels=["CD3", "CD8", "CD20"], steps=2, device="cpu")
+    assert found.nuclear is None
+    assert found.truth == "cell_type"
+    assert found.scores is None
+    html = write_report(found, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="truth"' not in html
+    found.sdata = tissue(n_samples=2)
+    assert found.nuclear == "DNA"

@@ -65,8 +65,10 @@ class Run:
 
     @property
     def nuclear(self) -> str | None:
-        """A nuclear channel of the images, by its name."""
-        return self.stain or next(iter(nuclear_channels(channel_names(self.sdata))), None)
+        """A nuclear channel that all images have, the one that was named if they do."""
+        panels = [list(map(str, sd.models.get_channel_names(image))) for image in self.sdata.images.values()]
+        shared = [name for name in channel_names(self.sdata) if all(name in panel for panel in panels)]
+        return self.stain if self.stain in shared else next(iter(nuclear_channels(shared)), None)
 
     def leading_markers(self, n: int) -> list[str]:
         """Up to n markers, not the nuclear one, that together tell as many cells as possible from the others."""
@@ -114,10 +116,6 @@ def choose_channels(
 ) -> list[str] | None:
     """The channels asked for, None for all of them. An entry is a name, or several names with commas between."""
     named, left_out = (split_names(names or (), available) for names in (channel, without))
-    unknown = [name for name in [*named, *left_out] if name not in available]
-    if unknown:
-        msg = f"No channel {unknown[0]!r}. Available: {list(available)}."
-        raise KeyError(msg)
     chosen = [name for name in dict.fromkeys(named or available) if name not in left_out]
     if not chosen:
         msg = f"No channel is left after leaving out {left_out}."
@@ -126,10 +124,14 @@ def choose_channels(
 
 
 def split_names(entries: Iterable[str], available: Sequence[str]) -> list[str]:
-    """Names out of entries that are one name, or several with commas between."""
+    """Names of channels out of entries that are one name, or several with commas between."""
     names: list[str] = []
     for entry in entries:
         names += [entry] if entry in available else [part.strip() for part in entry.split(",") if part.strip()]
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        msg = f"No channel {unknown[0]!r}. Available: {list(available)}."
+        raise KeyError(msg)
     return names
 
 

@@ -515,6 +515,35 @@ def test_classify_from_and_to_qupath(patients: list[Path], tmp_path: Path) -> No
     assert int(sd.read_zarr(store)["table"].obs["label"].notna().sum()) == len(known)
 
 
+def test_classify_checks_files_before_the_work(patients: list[Path], tmp_path: Path) -> None:
+    stores = copies(patients[:2], tmp_path)
+    before = [contents(store) for store in stores]
+    good, bad = tmp_path / "p.geojson", tmp_path / "o.txt"
+    line = fails("classify", *stores, "--labels", "label", "--to-geojson", good, "--to-geojson", bad)
+    assert line == (
+        "error: --to-geojson must end with one of ['.geojson', '.json', '.geojson.gz', '.json.gz'], by which QuPath knows the "
+        f"format, got {str(bad)!r}."
+    )
+    line = fails("classify", *stores, "--labels", "label", "--to-geojson", good, "--to-geojson", good)
+    assert line.startswith("error: --to-geojson names one file twice: [")
+    assert [contents(store) for store in stores] == before
+    assert not good.exists()
+
+
+def test_classify_saves_all_tables_before_files(
+    patients: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_settings: Any) -> None:
+        msg = "No space left on device"
+        raise OSError(msg)
+
+    monkeypatch.setattr(cy.io, "write_geojson", full)
+    stores = copies(patients[:2], tmp_path)
+    files = [option for name in "ab" for option in ("--to-geojson", tmp_path / f"{name}.json")]
+    assert fails("classify", *stores, "--labels", "label", *files) == "error: No space left on device"
+    assert all("phenotype" in sd.read_zarr(store)["table"].obs for store in stores)
+
+
 def test_classify_on_pixels(patients: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Any, dict[str, Any]]] = []
     trained = cy.models.CellSighter(["a", "b", "c"], cy.models.CellSighterConfig(classes=("B", "tumour")))

@@ -11,6 +11,7 @@ import anndata as ad
 
 import cytonym as cy
 from cytonym._terminal import open_store, unused
+from cytonym.io._write_geojson import ENDINGS
 from cytonym.models.classifier import CellClassifier, Labeller
 
 if TYPE_CHECKING:
@@ -78,15 +79,14 @@ class Job:
         if self.test is not None:
             self.score()
         lines = [self.name(store) for store in self.samples]
-        for at, (store, line) in enumerate(zip(self.samples, lines, strict=True)):
+        for store, line in zip(self.samples, lines, strict=True):
             cy.io.save_table(self.samples[store], self.table_key)
-            if self.to_geojson:
-                where = {key: value for key, value in self.where.items() if key != "channels"}
-                cy.io.write_geojson(
-                    self.samples[store], self.to_geojson[at], classes=self.key_added, table_key=self.table_key,
-                    overwrite=self.force, **where,
-                )  # fmt: skip
             yield f"{store}: {line}"
+        where = {key: value for key, value in self.where.items() if key != "channels"}
+        for sdata, file in zip(self.samples.values(), self.to_geojson or (), strict=False):
+            cy.io.write_geojson(
+                sdata, file, classes=self.key_added, table_key=self.table_key, overwrite=self.force, **where
+            )
 
     def check(self) -> None:
         """Refuse options that do not go together, before any work."""
@@ -107,8 +107,15 @@ class Job:
                 raise ValueError(msg)
         if self.out is not None:
             unused(self.out, force=self.force)
-        for file in self.to_geojson or ():
+        files = list(self.to_geojson or ())
+        for file in files:
+            if not file.name.lower().endswith(ENDINGS):
+                msg = f"--to-geojson must end with one of {list(ENDINGS)}, by which QuPath knows the format, got {str(file)!r}."
+                raise ValueError(msg)
             unused(file, force=self.force, option="--to-geojson")
+        if len({file.resolve() for file in files}) < len(files):
+            msg = f"--to-geojson names one file twice: {[str(file) for file in files]}. Each store needs its own."
+            raise ValueError(msg)
 
     @property
     def on_pixels(self) -> bool:

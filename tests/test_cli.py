@@ -155,6 +155,23 @@ def test_no_store_no_folder_no_place(store: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- embed
+def test_stores_that_cannot_be_saved_are_refused_before_the_work(store: Path, model: Path, tmp_path: Path) -> None:
+    [first] = copies([store], tmp_path)
+    old = tmp_path / "old.zarr"
+    old.mkdir()
+    (old / ".zgroup").write_text('{"zarr_format": 2}')
+    before = contents(first)
+    for command, *options in (
+        ["embed", "--model", model], ["score"], ["classify", "--labels", "cell_type"], ["label", "--classes", "a,b"],
+    ):  # fmt: skip
+        stores = [old] if command == "label" else [first, old]
+        assert fails(command, *stores, *options) == (
+            f"error: {old} is a store of Zarr format 2, in which no table can be saved. Make a new one of it: "
+            f"`spatialdata.read_zarr({str(old)!r}).write('new.zarr')`."
+        )
+    assert contents(first) == before
+
+
 def test_embed_saves_the_table(store: Path, model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.zarr"
     sdata = sd.read_zarr(store)

@@ -64,7 +64,7 @@ class Job:
         if self.model is not None:
             self.classifier = load_classifier(self.model)
         for at, path in enumerate(self.stores):
-            self.samples[str(path)] = sdata = open_store(path)
+            self.samples[str(path)] = sdata = open_store(path, to_save=True)
             if self.from_geojson:
                 cy.io.read_geojson(
                     sdata, self.from_geojson[at], key_added=str(self.labels), only_changed=self.only_changed,

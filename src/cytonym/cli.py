@@ -212,8 +212,8 @@ def embed(
         import cytonym as cy
 
         encoder = cy.models.load(model)
-        for store in stores:
-            sdata = open_store(store)
+        samples = [open_store(store, to_save=True) for store in stores]
+        for store, sdata in zip(stores, samples, strict=True):
             cy.tl.embed_cells(
                 sdata, encoder, **element_keys(image, labels, shapes, points), table_key=table,
                 coordinate_system=coordinate_system, scale=scale, channels=chosen_channels([sdata], image, channel), key_added=key_added, device=device,

@@ -697,6 +697,7 @@ def test_demo_checks_names_and_places(store: Path, tmp_path: Path) -> None:
 def test_help_has_examples_and_exit_codes() -> None:
     for command, example in (
         (["demo"], "cytonym demo --out demo --steps 1000"),
+        (["demo"], "Table that the results go to."),
         (["train"], "cytonym train tumour.zarr --out panel"),
         (["embed"], "cytonym embed tumour.zarr --model panel"),
         (["score"], "cytonym score sample_*.zarr --without DNA --rules types.csv --out scores.csv"),

@@ -115,7 +115,7 @@ def test_an_interrupt_leaves_the_old_store(tmp_path: Path, monkeypatch: pytest.M
 
 def test_found_cells_take_the_type_of_the_mask_under_them() -> None:
     sdata = tissue()
-    found = _demo._find_cells(sdata, ["DNA"], None, "cell_type")
+    found = _demo._find_cells(sdata, ["DNA"], None, "cell_type", "table")
     assert list(found.shapes) == ["centers"]
     assert not found.labels
     types = found["table"].obs["cell_type"]
@@ -199,16 +199,21 @@ def test_what_was_trained_is_kept_where_cells_are_too_few(tmp_path: Path) -> Non
     assert sd.read_zarr(tmp_path / "tissue.zarr")["table"].obsm["X_nextmarker"].shape[0] == 2
 
 
-def test_images_of_different_panels_and_no_known_types(tmp_path: Path) -> None:
+def test_images_of_different_panels_no_known_types_and_another_table(tmp_path: Path) -> None:
     sdata = tissue(n_samples=2)
     first = next(iter(sdata.images))
     sdata.images[first] = sdata.images.pop(first).isel(c=slice(1, None))  # without DNA
-    sdata["table"].obs["cell_type"] = pd.Categorical([None] * 120, categories=["B", "T"])
-    found = _demo.run(sdata, tmp_path, source="x", channels=["CD3", "CD8", "CD20"], steps=2, device="cpu")
+    sdata.tables["cells_table"] = sdata.tables.pop("table")
+    sdata["cells_table"].obs["cell_type"] = pd.Categorical([None] * 120, categories=["B", "T"])
+    found = _demo.run(
+        sdata, tmp_path, source="x", channels=["CD3", "CD8", "CD20"], steps=2, device="cpu", table_key="cells_table"
+    )
     assert found.nuclear is None
     assert found.truth == "cell_type"
     assert found.scores is None
     html = write_report(found, tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'id="truth"' not in html
+    assert "adata = sdata[&#x27;cells_table&#x27;]" in html
+    assert list(found.sdata.tables) == ["cells_table"]
     found.sdata = tissue(n_samples=2)
     assert found.nuclear == "DNA"

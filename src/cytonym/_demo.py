@@ -57,11 +57,12 @@ class Run:
     stain: str | None = None
     """Nuclear channel, where one was named."""
     seconds: dict[str, float] = field(default_factory=dict)
+    table_key: str = "table"
 
     @property
     def adata(self) -> AnnData:
         """The table of the cells."""
-        return self.sdata["table"]
+        return self.sdata.tables[self.table_key]
 
     @property
     def nuclear(self) -> str | None:
@@ -142,6 +143,7 @@ def run(
     source: str,
     channels: Sequence[str] | None = None,
     truth: str | None = None,
+    table_key: str = "table",
     find: bool = False,
     nuclear: Sequence[str] | None = None,
     diameter_px: float | None = None,
@@ -163,12 +165,12 @@ def run(
     if sdata.is_backed() and sdata.path is not None and _same_place(sdata.path, store):
         msg = f"The data are {store} itself, which would be replaced. Choose another folder with --out."
         raise ValueError(msg)
-    truth = _truth_column(sdata, truth)
+    truth = _truth_column(sdata, truth, table_key)
     watch = _Watch()
 
     find = find or not (sdata.labels or sdata.shapes or sdata.points)
     if find:
-        sdata = _find_cells(sdata, nuclear, diameter_px, truth)
+        sdata = _find_cells(sdata, nuclear, diameter_px, truth, table_key)
         size_px = size_px or _window(sdata)
         watch.lap("find cells")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -176,25 +178,26 @@ def run(
         sdata.write(unfinished)  # chunks on disk are read faster than TIFF
         sdata = sd.read_zarr(unfinished)
         watch.lap("convert")
-        model = _embed(sdata, watch, channels=channels, steps=steps, size_px=size_px, seed=seed, device=device)
+        model = _embed(sdata, table_key, watch, channels=channels, steps=steps, size_px=size_px, seed=seed, device=device)  # fmt: skip
         cy.models.save(model, out / "model", overwrite=True)
-        cy.io.save_table(sdata)
+        cy.io.save_table(sdata, table_key)
         if store.exists():
             shutil.rmtree(store)
         unfinished.rename(store)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     sdata = sd.read_zarr(store)
-    top, scores = _describe(sdata, model, truth, seed)
+    top, scores = _describe(sdata, table_key, model, truth, seed)
     watch.lap("cluster and map")
-    cy.io.save_table(sdata)
+    cy.io.save_table(sdata, table_key)
     watch.lap("write")
     stain = next(iter(nuclear or []), None)
-    return Run(sd.read_zarr(store), model, source, truth, top, scores, find, stain, watch.seconds)
+    return Run(sd.read_zarr(store), model, source, truth, top, scores, find, stain, watch.seconds, table_key)
 
 
 def _embed(
     sdata: SpatialData,
+    table_key: str,
     watch: _Watch,
     *,
     channels: Sequence[str] | None,
@@ -204,28 +207,28 @@ def _embed(
     device: str,
 ) -> CellEncoder:
     """Measure the cells, train on them and embed them."""
-    cy.pp.measure_cells(sdata, channels=channels)
+    cy.pp.measure_cells(sdata, table_key=table_key, channels=channels)
     watch.lap("measure")
-    model = cy.tl.fit_encoder(sdata, channels=channels, steps=steps, size_px=size_px, rng=seed, device=device)
+    model = cy.tl.fit_encoder(sdata, table_key=table_key, channels=channels, steps=steps, size_px=size_px, rng=seed, device=device)  # fmt: skip
     watch.lap("train")
-    cy.tl.embed_cells(sdata, model, rng=seed, device=device)
+    cy.tl.embed_cells(sdata, model, table_key=table_key, rng=seed, device=device)
     watch.lap("embed")
     return model
 
 
 def _describe(
-    sdata: SpatialData, model: CellEncoder, truth: str | None, seed: int
+    sdata: SpatialData, table_key: str, model: CellEncoder, truth: str | None, seed: int
 ) -> tuple[dict[str, dict[str, float]], pd.DataFrame | None]:
     """Clusters, UMAP and neighbourhoods in the table; leading markers and the agreement with the known types."""
     import squidpy as sq  # takes seconds to import
 
-    adata = sdata["table"]
+    adata = sdata.tables[table_key]
     inside = np.isfinite(adata.obsm[EMBEDDING]).all(axis=1)
     if not inside.all():
         logger.info("%d cells without an embedding are left out of the report.", int((~inside).sum()))
         adata = adata[inside].copy()
-        del sdata.tables["table"]
-        sdata.tables["table"] = adata
+        del sdata.tables[table_key]
+        sdata.tables[table_key] = adata
     logger.info("Clusters, UMAP and neighbourhoods of %s cells.", f"{adata.n_obs:,}")
     if adata.n_obs < FEWEST:
         msg = (
@@ -280,13 +283,13 @@ def _same_place(a: Any, b: Path) -> bool:
 
 
 def _find_cells(
-    sdata: SpatialData, nuclear: Sequence[str] | None, diameter_px: float | None, truth: str | None
+    sdata: SpatialData, nuclear: Sequence[str] | None, diameter_px: float | None, truth: str | None, table_key: str
 ) -> SpatialData:
     """The images with centres that were found, and the known types of the masks under them."""
     images = SpatialData(images=dict(sdata.images))
     cy.pp.find_cells(images, nuclear or None, diameter_px=diameter_px)
-    rows = open_table(images, resolve(images))
-    rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth)})
+    rows = open_table(images, resolve(images), table_key)
+    rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth, table_key)})
     return images
 
 
@@ -300,12 +303,13 @@ def _window(found: SpatialData) -> int | None:
     return min(side, *(min(source.shape[1:]) for source in sources)) if side > LARGE_PX else None
 
 
-def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str) -> pd.Series:
+def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str, table_key: str) -> pd.Series:
     """Type of the labelled cell that holds each found centre, none where there is no such cell."""
-    table = given["table"]
+    table = given.tables[table_key]
     attrs = table.uns["spatialdata_attrs"]
     result = pd.Series(np.nan, index=rows.table.obs_names, dtype=object)
-    masks = {source.image_key: source for source in resolve(given) if source.labels is not None}
+    sources = resolve(given, table_key=table_key)
+    masks = {source.image_key: source for source in sources if source.labels is not None}
     for source, at in zip(resolve(found), rows.rows, strict=True):
         mask = masks.get(source.image_key)
         if mask is None or mask.labels is None:
@@ -319,8 +323,8 @@ def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth:
 
 
 # ---------------------------------------------------------------------------------------------------------------- truth
-def _truth_column(sdata: SpatialData, truth: str | None) -> str | None:
-    columns = [str(c) for c in sdata["table"].obs.columns] if "table" in sdata.tables else []
+def _truth_column(sdata: SpatialData, truth: str | None, table_key: str) -> str | None:
+    columns = [str(c) for c in sdata.tables[table_key].obs.columns] if table_key in sdata.tables else []
     if truth is None:
         return TRUTH if TRUTH in columns else None
     if truth not in columns:

@@ -103,6 +103,7 @@ def demo(
             metavar="COLUMN", help="Column of known cell types to compare with. Default: `cell_type`, if there is one."
         ),
     ] = None,
+    table: Table = "table",
     size_px: Size = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -129,7 +130,7 @@ def demo(
         names = _demo.channel_names(sdata)
         found = _demo.run(
             sdata, out, source=source, channels=_demo.choose_channels(names, channel, without),
-            truth=truth, find=find_cells, nuclear=_demo.split_names(nuclear or (), names), diameter_px=diameter_px, size_px=size_px, steps=steps,
+            truth=truth, table_key=table, find=find_cells, nuclear=_demo.split_names(nuclear or (), names), diameter_px=diameter_px, size_px=size_px, steps=steps,
             seed=seed, device=device,
         )  # fmt: skip
         report = write_report(found, out / "report.html")

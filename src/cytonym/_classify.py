@@ -11,7 +11,6 @@ import anndata as ad
 
 import cytonym as cy
 from cytonym._terminal import open_store, unused
-from cytonym.io._write_geojson import ENDINGS
 from cytonym.models.classifier import CellClassifier, Labeller
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ logger = logging.getLogger("cytonym")
 
 ON_NUMBERS = ("logistic", "linear", "mlp4", "maps")
 """Methods that read a table; all others read pixels."""
+ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
+"""Of files that `io.write_geojson` writes."""
 IMAGE = "store and image"
 """Column of joined tables."""
 

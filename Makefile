@@ -26,6 +26,7 @@ $(READY): requirements/lock.txt pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## the main job on a synthetic tissue, ending with a report
+	@test ! -e $(DEMO)/tissue.zarr || { echo "$(DEMO) holds an earlier demo. Name another folder with: make demo DEMO=demo2, or replace it with: $(BIN)/cytonym demo --out $(DEMO) --force" >&2; exit 1; }
 	$(BIN)/cytonym demo --out $(DEMO)
 
 test: $(READY)  ## all tests, the examples of the docstrings and the tutorials

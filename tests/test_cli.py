@@ -155,6 +155,23 @@ def test_no_store_no_folder_no_place(store: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- embed
+def test_stores_that_cannot_be_saved_are_refused_before_the_work(store: Path, model: Path, tmp_path: Path) -> None:
+    [first] = copies([store], tmp_path)
+    old = tmp_path / "old.zarr"
+    old.mkdir()
+    (old / ".zgroup").write_text('{"zarr_format": 2}')
+    before = contents(first)
+    for command, *options in (
+        ["embed", "--model", model], ["score"], ["classify", "--labels", "cell_type"], ["label", "--classes", "a,b"],
+    ):  # fmt: skip
+        stores = [old] if command == "label" else [first, old]
+        assert fails(command, *stores, *options) == (
+            f"error: {old} is a store of Zarr format 2, in which no table can be saved. Make a new one of it: "
+            f"`spatialdata.read_zarr({str(old)!r}).write('new.zarr')`."
+        )
+    assert contents(first) == before
+
+
 def test_embed_saves_the_table(store: Path, model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.zarr"
     sdata = sd.read_zarr(store)
@@ -515,6 +532,35 @@ def test_classify_from_and_to_qupath(patients: list[Path], tmp_path: Path) -> No
     assert int(sd.read_zarr(store)["table"].obs["label"].notna().sum()) == len(known)
 
 
+def test_classify_checks_files_before_the_work(patients: list[Path], tmp_path: Path) -> None:
+    stores = copies(patients[:2], tmp_path)
+    before = [contents(store) for store in stores]
+    good, bad = tmp_path / "p.geojson", tmp_path / "o.txt"
+    line = fails("classify", *stores, "--labels", "label", "--to-geojson", good, "--to-geojson", bad)
+    assert line == (
+        "error: --to-geojson must end with one of ['.geojson', '.json', '.geojson.gz', '.json.gz'], by which QuPath knows the "
+        f"format, got {str(bad)!r}."
+    )
+    line = fails("classify", *stores, "--labels", "label", "--to-geojson", good, "--to-geojson", good)
+    assert line.startswith("error: --to-geojson names one file twice: [")
+    assert [contents(store) for store in stores] == before
+    assert not good.exists()
+
+
+def test_classify_saves_all_tables_before_files(
+    patients: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any, **_settings: Any) -> None:
+        msg = "No space left on device"
+        raise OSError(msg)
+
+    monkeypatch.setattr(cy.io, "write_geojson", full)
+    stores = copies(patients[:2], tmp_path)
+    files = [option for name in "ab" for option in ("--to-geojson", tmp_path / f"{name}.json")]
+    assert fails("classify", *stores, "--labels", "label", *files) == "error: No space left on device"
+    assert all("phenotype" in sd.read_zarr(store)["table"].obs for store in stores)
+
+
 def test_classify_on_pixels(patients: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Any, dict[str, Any]]] = []
     trained = cy.models.CellSighter(["a", "b", "c"], cy.models.CellSighterConfig(classes=("B", "tumour")))
@@ -613,7 +659,15 @@ def test_demo_needs_a_place_for_its_files(tmp_path: Path) -> None:
     (taken / "tissue.zarr").mkdir(parents=True)
     store = tmp_path / "phantom.zarr"
     cy.datasets.tissue_phantom(n_cells=40, size_px=64, rng=0).write(store)
-    assert "is no SpatialData store" in fails("demo", "--data", store, "--out", taken)
+    assert "is no SpatialData store" in fails("demo", "--data", store, "--out", taken, "--force")
+
+
+@pytest.mark.parametrize("name", ["tissue.zarr", "model", "report.html", "summary.json"])
+def test_demo_replaces_only_by_force(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    line = fails("demo", "--out", tmp_path)
+    assert line == f"error: {tmp_path / name} exists already. Choose another name, or replace it with --force."
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(
@@ -630,11 +684,11 @@ def test_demo_checks_names_and_places(store: Path, tmp_path: Path) -> None:
         "error: No column 'type' in the table of cells. Available: ['cell_type', "
     )
     assert "No channel 'CD99'" in fails("demo", *out, "--channel", "CD99")
-    line = fails("demo", *out, "--find-cells", "--nuclear", "PI")
-    assert "'PI'" in line
-    assert "'DNA'" in line
+    for find in ([], ["--find-cells"]):
+        line = fails("demo", *out, *find, "--nuclear", "PI")
+        assert line.startswith("error: No channel 'PI'. Available: ['DNA', ")
     assert "leave --pixel-size out" in fails("demo", *out, "--pixel-size", "0.5")
-    line = fails("demo", "--data", store, "--out", store.parent)
+    line = fails("demo", "--data", store, "--out", store.parent, "--force")
     assert "which would be replaced" in line
     assert sd.read_zarr(store)["table"].n_obs == 40
 
@@ -643,6 +697,7 @@ def test_demo_checks_names_and_places(store: Path, tmp_path: Path) -> None:
 def test_help_has_examples_and_exit_codes() -> None:
     for command, example in (
         (["demo"], "cytonym demo --out demo --steps 1000"),
+        (["demo"], "Table that the results go to."),
         (["train"], "cytonym train tumour.zarr --out panel"),
         (["embed"], "cytonym embed tumour.zarr --model panel"),
         (["score"], "cytonym score sample_*.zarr --without DNA --rules types.csv --out scores.csv"),

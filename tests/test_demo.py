@@ -7,6 +7,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
+import anndata as ad
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -114,7 +115,7 @@ def test_an_interrupt_leaves_the_old_store(tmp_path: Path, monkeypatch: pytest.M
 
 def test_found_cells_take_the_type_of_the_mask_under_them() -> None:
     sdata = tissue()
-    found = _demo._find_cells(sdata, ["DNA"], None, "cell_type")
+    found = _demo._find_cells(sdata, ["DNA"], None, "cell_type", "table")
     assert list(found.shapes) == ["centers"]
     assert not found.labels
     types = found["table"].obs["cell_type"]
@@ -164,3 +165,55 @@ def test_leading_markers_share_the_cells_between_them(page: tuple[_demo.Run, Pat
     expected = ["CD3", "CD20"] if len(groups) > 1 else ["CD20"]
     assert run.leading_markers(2)[: len(expected)] == expected
     assert "DNA" not in run.leading_markers(12)
+
+
+def test_nearest_cells_are_those_of_the_same_image() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.permutation(np.repeat(["large", "small", "single"], [30, 3, 1]))
+    adata = ad.AnnData(obs=pd.DataFrame({"region": images}, index=[str(i) for i in range(34)]))
+    adata.obsm["spatial"] = rng.uniform(0, 99, (34, 2))
+    adata.uns["spatialdata_attrs"] = {"region_key": "region"}
+    near = _demo._nearest(adata).toarray()
+    apart = np.linalg.norm(adata.obsm["spatial"][:, None] - adata.obsm["spatial"], axis=2)
+    apart[images[:, None] != images] = np.inf
+    np.fill_diagonal(apart, np.inf)
+    for row, distances in zip(near, apart, strict=True):
+        order = np.argsort(distances)[:10]
+        assert set(np.flatnonzero(row)) == set(order[np.isfinite(distances[order])])
+
+
+def test_a_small_image_beside_a_large_one_is_no_fault(tmp_path: Path) -> None:
+    sdata = tissue(n_samples=2)
+    name = list(sdata.labels)[1]
+    sdata.labels[name] = sdata.labels[name].where(sdata.labels[name] <= 3, 0)
+    del sdata.tables["table"]
+    found = _demo.run(sdata, tmp_path, source="x", steps=2, device="cpu")
+    assert found.adata.n_obs == 63
+
+
+def test_what_was_trained_is_kept_where_cells_are_too_few(tmp_path: Path) -> None:
+    sdata = cy.io.from_arrays(np.ones((2, 40, 40)), channels=["DNA", "CD3"], centers=[[15, 15], [25, 20]])
+    with pytest.raises(ValueError, match=r"Only 2 cells have an embedding; clusters and a map need 4 or more\."):
+        _demo.run(sdata, tmp_path, source="x", steps=1, size_px=9, device="cpu")
+    assert cy.models.load(tmp_path / "model").markers == ("DNA", "CD3")
+    assert sd.read_zarr(tmp_path / "tissue.zarr")["table"].obsm["X_nextmarker"].shape[0] == 2
+
+
+def test_images_of_different_panels_no_known_types_and_another_table(tmp_path: Path) -> None:
+    sdata = tissue(n_samples=2)
+    first = next(iter(sdata.images))
+    sdata.images[first] = sdata.images.pop(first).isel(c=slice(1, None))  # without DNA
+    sdata.tables["cells_table"] = sdata.tables.pop("table")
+    sdata["cells_table"].obs["cell_type"] = pd.Categorical([None] * 120, categories=["B", "T"])
+    found = _demo.run(
+        sdata, tmp_path, source="x", channels=["CD3", "CD8", "CD20"], steps=2, device="cpu", table_key="cells_table"
+    )
+    assert found.nuclear is None
+    assert found.truth == "cell_type"
+    assert found.scores is None
+    html = write_report(found, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="truth"' not in html
+    assert "adata = sdata[&#x27;cells_table&#x27;]" in html
+    assert list(found.sdata.tables) == ["cells_table"]
+    found.sdata = tissue(n_samples=2)
+    assert found.nuclear == "DNA"

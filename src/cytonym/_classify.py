@@ -24,6 +24,8 @@ logger = logging.getLogger("cytonym")
 
 ON_NUMBERS = ("logistic", "linear", "mlp4", "maps")
 """Methods that read a table; all others read pixels."""
+ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
+"""Of files that `io.write_geojson` writes."""
 IMAGE = "store and image"
 """Column of joined tables."""
 
@@ -63,7 +65,7 @@ class Job:
         if self.model is not None:
             self.classifier = load_classifier(self.model)
         for at, path in enumerate(self.stores):
-            self.samples[str(path)] = sdata = open_store(path)
+            self.samples[str(path)] = sdata = open_store(path, to_save=True)
             if self.from_geojson:
                 cy.io.read_geojson(
                     sdata, self.from_geojson[at], key_added=str(self.labels), only_changed=self.only_changed,
@@ -78,15 +80,14 @@ class Job:
         if self.test is not None:
             self.score()
         lines = [self.name(store) for store in self.samples]
-        for at, (store, line) in enumerate(zip(self.samples, lines, strict=True)):
+        for store, line in zip(self.samples, lines, strict=True):
             cy.io.save_table(self.samples[store], self.table_key)
-            if self.to_geojson:
-                where = {key: value for key, value in self.where.items() if key != "channels"}
-                cy.io.write_geojson(
-                    self.samples[store], self.to_geojson[at], classes=self.key_added, table_key=self.table_key,
-                    overwrite=self.force, **where,
-                )  # fmt: skip
             yield f"{store}: {line}"
+        where = {key: value for key, value in self.where.items() if key != "channels"}
+        for sdata, file in zip(self.samples.values(), self.to_geojson or (), strict=False):
+            cy.io.write_geojson(
+                sdata, file, classes=self.key_added, table_key=self.table_key, overwrite=self.force, **where
+            )
 
     def check(self) -> None:
         """Refuse options that do not go together, before any work."""
@@ -107,8 +108,15 @@ class Job:
                 raise ValueError(msg)
         if self.out is not None:
             unused(self.out, force=self.force)
-        for file in self.to_geojson or ():
+        files = list(self.to_geojson or ())
+        for file in files:
+            if not file.name.lower().endswith(ENDINGS):
+                msg = f"--to-geojson must end with one of {list(ENDINGS)}, by which QuPath knows the format, got {str(file)!r}."
+                raise ValueError(msg)
             unused(file, force=self.force, option="--to-geojson")
+        if len({file.resolve() for file in files}) < len(files):
+            msg = f"--to-geojson names one file twice: {[str(file) for file in files]}. Each store needs its own."
+            raise ValueError(msg)
 
     @property
     def on_pixels(self) -> bool:

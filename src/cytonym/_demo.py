@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ import pandas as pd
 import scanpy as sc
 import spatialdata as sd
 from anndata import AnnData
+from scipy.sparse import csr_matrix, lil_matrix
+from sklearn.neighbors import NearestNeighbors
 from spatialdata import SpatialData
 
 import cytonym as cy
@@ -33,7 +34,8 @@ logger = logging.getLogger("cytonym")
 
 CLUSTERS, TRUTH, NAMED = "phenograph", "cell_type", "named_phenotype"
 EMBEDDING, ATTRIBUTIONS = "X_nextmarker", "nextmarker_attributions"
-NEIGHBORS = 30
+NEIGHBORS, NEAREST = 30, 10  # in the space of the embedding, in the tissue
+FEWEST = 4  # cells of which a UMAP can be made
 WINDOW, LARGE_PX = 1.6, 16  # side of the window in diameters of a nucleus; below so many pixels the default does
 LEADING = 0.55  # least AUROC of a marker that is named for a cluster
 
@@ -49,22 +51,25 @@ class Run:
     top: dict[str, dict[str, float]]
     """Leading markers of each cluster with their AUROC, large clusters and high values first."""
     scores: pd.DataFrame | None = None
-    """Agreement with the known types, one row a representation."""
+    """Agreement with the known types, one row a representation; none where no cell has one."""
     cells_found: bool = False
     """Whether the cells were found in a nuclear channel, not given."""
     stain: str | None = None
     """Nuclear channel, where one was named."""
     seconds: dict[str, float] = field(default_factory=dict)
+    table_key: str = "table"
 
     @property
     def adata(self) -> AnnData:
         """The table of the cells."""
-        return self.sdata["table"]
+        return self.sdata.tables[self.table_key]
 
     @property
     def nuclear(self) -> str | None:
-        """A nuclear channel of the images, by its name."""
-        return self.stain or next(iter(nuclear_channels(channel_names(self.sdata))), None)
+        """A nuclear channel that all images have, the one that was named if they do."""
+        panels = [list(map(str, sd.models.get_channel_names(image))) for image in self.sdata.images.values()]
+        shared = [name for name in channel_names(self.sdata) if all(name in panel for panel in panels)]
+        return self.stain if self.stain in shared else next(iter(nuclear_channels(shared)), None)
 
     def leading_markers(self, n: int) -> list[str]:
         """Up to n markers, not the nuclear one, that together tell as many cells as possible from the others."""
@@ -112,10 +117,6 @@ def choose_channels(
 ) -> list[str] | None:
     """The channels asked for, None for all of them. An entry is a name, or several names with commas between."""
     named, left_out = (split_names(names or (), available) for names in (channel, without))
-    unknown = [name for name in [*named, *left_out] if name not in available]
-    if unknown:
-        msg = f"No channel {unknown[0]!r}. Available: {list(available)}."
-        raise KeyError(msg)
     chosen = [name for name in dict.fromkeys(named or available) if name not in left_out]
     if not chosen:
         msg = f"No channel is left after leaving out {left_out}."
@@ -124,10 +125,14 @@ def choose_channels(
 
 
 def split_names(entries: Iterable[str], available: Sequence[str]) -> list[str]:
-    """Names out of entries that are one name, or several with commas between."""
+    """Names of channels out of entries that are one name, or several with commas between."""
     names: list[str] = []
     for entry in entries:
         names += [entry] if entry in available else [part.strip() for part in entry.split(",") if part.strip()]
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        msg = f"No channel {unknown[0]!r}. Available: {list(available)}."
+        raise KeyError(msg)
     return names
 
 
@@ -138,6 +143,7 @@ def run(
     source: str,
     channels: Sequence[str] | None = None,
     truth: str | None = None,
+    table_key: str = "table",
     find: bool = False,
     nuclear: Sequence[str] | None = None,
     diameter_px: float | None = None,
@@ -149,7 +155,8 @@ def run(
     """Train, embed, cluster, compare with the truth where it is known, and write the store and the model into `out`.
 
     With `find`, or where there are no cells, they are found in the nuclear channel; masks that are there then only tell
-    which type a found cell has. The store appears when all is done; the one of an earlier run stays until then.
+    which type a found cell has. The store and the model appear when the cells are embedded; those of an earlier run stay
+    until then. Clusters and all that is told about them come into the store's table afterwards.
     """
     store, unfinished = out / "tissue.zarr", out / "tissue.zarr.unfinished"
     if store.exists() and not is_store(store):
@@ -158,12 +165,12 @@ def run(
     if sdata.is_backed() and sdata.path is not None and _same_place(sdata.path, store):
         msg = f"The data are {store} itself, which would be replaced. Choose another folder with --out."
         raise ValueError(msg)
-    truth = _truth_column(sdata, truth)
+    truth = _truth_column(sdata, truth, table_key)
     watch = _Watch()
 
     find = find or not (sdata.labels or sdata.shapes or sdata.points)
     if find:
-        sdata = _find_cells(sdata, nuclear, diameter_px, truth)
+        sdata = _find_cells(sdata, nuclear, diameter_px, truth, table_key)
         size_px = size_px or _window(sdata)
         watch.lap("find cells")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -171,64 +178,85 @@ def run(
         sdata.write(unfinished)  # chunks on disk are read faster than TIFF
         sdata = sd.read_zarr(unfinished)
         watch.lap("convert")
-        found = _analyse(sdata, watch, channels=channels, truth=truth, steps=steps, size_px=size_px, seed=seed, device=device)  # fmt: skip
-        cy.models.save(found.model, out / "model", overwrite=True)
-        cy.io.save_table(sdata)
+        model = _embed(sdata, table_key, watch, channels=channels, steps=steps, size_px=size_px, seed=seed, device=device)  # fmt: skip
+        cy.models.save(model, out / "model", overwrite=True)
+        cy.io.save_table(sdata, table_key)
         if store.exists():
             shutil.rmtree(store)
         unfinished.rename(store)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    found.sdata, found.source, found.cells_found = sd.read_zarr(store), source, find
-    found.stain = next(iter(nuclear or []), None)
+    sdata = sd.read_zarr(store)
+    top, scores = _describe(sdata, table_key, model, truth, seed)
+    watch.lap("cluster and map")
+    cy.io.save_table(sdata, table_key)
     watch.lap("write")
-    return found
+    stain = next(iter(nuclear or []), None)
+    return Run(sd.read_zarr(store), model, source, truth, top, scores, find, stain, watch.seconds, table_key)
 
 
-def _analyse(
+def _embed(
     sdata: SpatialData,
+    table_key: str,
     watch: _Watch,
     *,
     channels: Sequence[str] | None,
-    truth: str | None,
     steps: int | None,
     size_px: int | None,
     seed: int,
     device: str,
-) -> Run:
+) -> CellEncoder:
+    """Measure the cells, train on them and embed them."""
+    cy.pp.measure_cells(sdata, table_key=table_key, channels=channels)
+    watch.lap("measure")
+    model = cy.tl.fit_encoder(sdata, table_key=table_key, channels=channels, steps=steps, size_px=size_px, rng=seed, device=device)  # fmt: skip
+    watch.lap("train")
+    cy.tl.embed_cells(sdata, model, table_key=table_key, rng=seed, device=device)
+    watch.lap("embed")
+    return model
+
+
+def _describe(
+    sdata: SpatialData, table_key: str, model: CellEncoder, truth: str | None, seed: int
+) -> tuple[dict[str, dict[str, float]], pd.DataFrame | None]:
+    """Clusters, UMAP and neighbourhoods in the table; leading markers and the agreement with the known types."""
     import squidpy as sq  # takes seconds to import
 
-    cy.pp.measure_cells(sdata, channels=channels)
-    watch.lap("measure")
-    model = cy.tl.fit_encoder(sdata, channels=channels, steps=steps, size_px=size_px, rng=seed, device=device)
-    watch.lap("train")
-    cy.tl.embed_cells(sdata, model, rng=seed, device=device)
-    watch.lap("embed")
-
-    adata = sdata["table"]
+    adata = sdata.tables[table_key]
     inside = np.isfinite(adata.obsm[EMBEDDING]).all(axis=1)
     if not inside.all():
         logger.info("%d cells without an embedding are left out of the report.", int((~inside).sum()))
         adata = adata[inside].copy()
-        del sdata.tables["table"]
-        sdata.tables["table"] = adata
+        del sdata.tables[table_key]
+        sdata.tables[table_key] = adata
     logger.info("Clusters, UMAP and neighbourhoods of %s cells.", f"{adata.n_obs:,}")
+    if adata.n_obs < FEWEST:
+        msg = (
+            f"Only {adata.n_obs} cells have an embedding; clusters and a map need {FEWEST} or more. The model and the "
+            f"embedding are kept beside {sdata.path}."
+        )
+        raise ValueError(msg)
     k = min(NEIGHBORS, adata.n_obs - 1)
     cy.tl.cluster_cells(adata, use_rep=EMBEDDING, n_neighbors=k, rng=seed, key_added=CLUSTERS)
     sc.pp.neighbors(adata, use_rep=EMBEDDING, n_neighbors=min(15, k), random_state=seed)
     sc.tl.umap(adata, random_state=seed)
-    region = adata.uns["spatialdata_attrs"]["region_key"]
-    adata.obs[region] = adata.obs[region].astype("category").cat.remove_unused_categories()
-    library = {"library_key": region} if adata.obs[region].nunique() > 1 else {}
-    logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy talks through it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # squidpy 1.8 splits the function; 1.6 has only this one
-        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=min(10, k), **library)
-    if adata.obs[CLUSTERS].nunique() > 1:
+    adata.obsp["spatial_connectivities"] = near = _nearest(adata)
+    if near.nnz and adata.obs[CLUSTERS].nunique() > 1:
+        logging.getLogger("spatialdata._logging").setLevel(logging.WARNING)  # squidpy talks through it
         sq.gr.nhood_enrichment(adata, CLUSTERS, seed=seed, show_progress_bar=False)
-    scores = None if truth is None else _scores(adata, model.markers, truth, seed)
-    watch.lap("cluster and map")
-    return Run(sdata, model, "", truth, _top_markers(adata), scores, seconds=watch.seconds)
+    return _top_markers(adata), None if truth is None else _scores(adata, model.markers, truth, seed)
+
+
+def _nearest(adata: AnnData) -> csr_matrix:
+    """Which cells are among the nearest of a cell in its own image: all others where there are few."""
+    images = adata.obs[adata.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
+    near = lil_matrix((adata.n_obs, adata.n_obs))
+    for image in np.unique(images):
+        at = np.flatnonzero(images == image)
+        if len(at) > 1:
+            found = NearestNeighbors(n_neighbors=min(NEAREST, len(at) - 1)).fit(adata.obsm["spatial"][at])
+            near[at[:, None], at[found.kneighbors(return_distance=False)]] = 1
+    return near.tocsr()
 
 
 def summary(found: Run) -> dict[str, Any]:
@@ -255,13 +283,13 @@ def _same_place(a: Any, b: Path) -> bool:
 
 
 def _find_cells(
-    sdata: SpatialData, nuclear: Sequence[str] | None, diameter_px: float | None, truth: str | None
+    sdata: SpatialData, nuclear: Sequence[str] | None, diameter_px: float | None, truth: str | None, table_key: str
 ) -> SpatialData:
     """The images with centres that were found, and the known types of the masks under them."""
     images = SpatialData(images=dict(sdata.images))
     cy.pp.find_cells(images, nuclear or None, diameter_px=diameter_px)
-    rows = open_table(images, resolve(images))
-    rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth)})
+    rows = open_table(images, resolve(images), table_key)
+    rows.write(obs={} if truth is None else {truth: _types_under(sdata, images, rows, truth, table_key)})
     return images
 
 
@@ -275,12 +303,13 @@ def _window(found: SpatialData) -> int | None:
     return min(side, *(min(source.shape[1:]) for source in sources)) if side > LARGE_PX else None
 
 
-def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str) -> pd.Series:
+def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth: str, table_key: str) -> pd.Series:
     """Type of the labelled cell that holds each found centre, none where there is no such cell."""
-    table = given["table"]
+    table = given.tables[table_key]
     attrs = table.uns["spatialdata_attrs"]
     result = pd.Series(np.nan, index=rows.table.obs_names, dtype=object)
-    masks = {source.image_key: source for source in resolve(given) if source.labels is not None}
+    sources = resolve(given, table_key=table_key)
+    masks = {source.image_key: source for source in sources if source.labels is not None}
     for source, at in zip(resolve(found), rows.rows, strict=True):
         mask = masks.get(source.image_key)
         if mask is None or mask.labels is None:
@@ -294,8 +323,8 @@ def _types_under(given: SpatialData, found: SpatialData, rows: TableRows, truth:
 
 
 # ---------------------------------------------------------------------------------------------------------------- truth
-def _truth_column(sdata: SpatialData, truth: str | None) -> str | None:
-    columns = [str(c) for c in sdata["table"].obs.columns] if "table" in sdata.tables else []
+def _truth_column(sdata: SpatialData, truth: str | None, table_key: str) -> str | None:
+    columns = [str(c) for c in sdata.tables[table_key].obs.columns] if table_key in sdata.tables else []
     if truth is None:
         return TRUTH if TRUTH in columns else None
     if truth not in columns:

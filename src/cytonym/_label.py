@@ -139,7 +139,7 @@ class Job:
         except ImportError as error:
             raise ValueError(str(error)) from error
         path = self.path()
-        sdata = open_store(path)
+        sdata = open_store(path, to_save=True)
         channels = chosen_channels([sdata], self.images, self.channel, self.without)
         yield from self.prepare(path, sdata, channels)
         session = cy.label.Session(

@@ -55,16 +55,21 @@ def write_report(found: Run, path: Path) -> Path:
             _section("map", "Where the phenotypes are", maps(found, colors), TEXT["map"]),
             _section("cells", "The cells themselves", gallery(found, shown), TEXT["cells"]),
         ]
-        if found.truth is not None:
-            figure = cy.pl.agreement(adata, found.truth, NAMED, basis="X_umap")
+        if found.scores is not None:
+            figure = cy.pl.agreement(adata, str(found.truth), NAMED, basis="X_umap")
             sections.append(_section("truth", "Agreement with the known types", figure, TEXT["truth"], _scores(found)))
         if f"{CLUSTERS}_nhood_enrichment" in adata.uns:
             sections.append(_section("near", "Who lives next to whom", neighbours(adata), TEXT["near"]))
         sections += [
-            _section("normalization", "How each stain was read", cy.pl.normalization(found.sdata), TEXT["norm"]),
+            _section(
+                "normalization",
+                "How each stain was read",
+                cy.pl.normalization(found.sdata, table_key=found.table_key),
+                TEXT["norm"],
+            ),
             _section("training", "Did the training settle?", cy.pl.training(found.model), TEXT["training"]),
         ]
-    sections += [_parameters(found), _next_steps(path)]
+    sections += [_parameters(found), _next_steps(path, found.table_key)]
     path.write_text(_page(found, sections), encoding="utf-8")
     return path
 
@@ -230,16 +235,16 @@ def _parameters(found: Run) -> tuple[str, str, str]:
     return "parameters", "Parameters", body
 
 
-def _next_steps(path: Path) -> tuple[str, str, str]:
+def _next_steps(path: Path, table_key: str) -> tuple[str, str, str]:
     out = path.parent
     code = f"""import cytonym as cy, scanpy as sc, spatialdata as sd
 
 sdata = sd.read_zarr({str(out / "tissue.zarr")!r})
-adata = sdata["table"]
+adata = sdata[{table_key!r}]
 
 # name the clusters, once you know them
 adata.obs["phenotype"] = adata.obs["{CLUSTERS}"].map({{"0": "T cell", "1": "tumour"}})
-cy.io.save_table(sdata)
+cy.io.save_table(sdata, {table_key!r})
 
 # embed more samples with the same model: the numbers can be compared
 other = sd.read_zarr("other.zarr")

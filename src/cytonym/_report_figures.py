@@ -44,7 +44,7 @@ def glow_colors(found: Run, channels: list[str]) -> dict[str, str]:
 
 def tissue(found: Run, channels: list[str], colors: dict[str, str]) -> Figure:
     """A piece of the first image: composite, and cells coloured by cluster."""
-    source = resolve(found.sdata, channels=channels)[0]
+    source = resolve(found.sdata, table_key=found.table_key, channels=channels)[0]
     _, height, width = source.shape
     side = min(height, width, FIELD_PX)
     y0, x0 = (height - side) // 2, (width - side) // 2
@@ -109,11 +109,12 @@ def umap(adata: AnnData, markers: list[str], colors: dict[str, str]) -> Figure:
 def gallery(found: Run, markers: list[str]) -> Figure:
     sizes = found.adata.obs[CLUSTERS].value_counts()
     groups = [str(g) for g in sizes.index if sizes[g] > 0][:16]
-    smallest = min(min(source.shape[1:]) for source in resolve(found.sdata))
+    smallest = min(min(source.shape[1:]) for source in resolve(found.sdata, table_key=found.table_key))
     size_px = min(max(20, 2 * found.model.window_px), smallest)
     return cy.pl.patches(
-        found.sdata, glow_colors(found, markers), groupby=CLUSTERS, groups=groups, n=11, size_px=size_px
-    )
+        found.sdata, glow_colors(found, markers), groupby=CLUSTERS, groups=groups, n=11, size_px=size_px,
+        table_key=found.table_key,
+    )  # fmt: skip
 
 
 def neighbours(adata: AnnData) -> Figure:

@@ -60,7 +60,7 @@ class Job:
             raise ValueError(msg)
         if self.out is not None:
             unused(self.out, force=self.force)
-        samples = [open_store(path) for path in self.stores]
+        samples = [open_store(path, to_save=True) for path in self.stores]
         chosen = [self.channels([sdata]) for sdata in samples]
         for path, sdata, channels in zip(self.stores, samples, chosen, strict=True):
             self.check(path, sdata, channels)

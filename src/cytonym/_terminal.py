@@ -44,8 +44,8 @@ def sentence(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def open_store(store: Path) -> Any:
-    """The SpatialData object of a store."""
+def open_store(store: Path, *, to_save: bool = False) -> Any:
+    """The SpatialData object of a store; with `to_save` one that takes a table."""
     import spatialdata as sd
 
     from cytonym._demo import is_store
@@ -54,6 +54,12 @@ def open_store(store: Path) -> Any:
         what = "is no SpatialData store" if store.exists() else "does not exist"
         msg = f"{store} {what}. `cytonym.io.read_tiffs(...).write({str(store)!r})` makes one from images."
         raise FileNotFoundError(msg)
+    if to_save and not (store / "zarr.json").is_file():
+        msg = (
+            f"{store} is a store of Zarr format 2, in which no table can be saved. Make a new one of it: "
+            f"`spatialdata.read_zarr({str(store)!r}).write('new.zarr')`."
+        )
+        raise ValueError(msg)
     return sd.read_zarr(store)
 
 

@@ -28,7 +28,7 @@ from cytonym._options import (
     chosen_channels,
     element_keys,
 )  # fmt: skip
-from cytonym._terminal import errors, listen, open_store, print_version, unused, writable
+from cytonym._terminal import errors, listen, open_store, print_version, unused
 from cytonym._translate_command import EPILOG, translate
 
 app = typer.Typer(
@@ -103,10 +103,12 @@ def demo(
             metavar="COLUMN", help="Column of known cell types to compare with. Default: `cell_type`, if there is one."
         ),
     ] = None,
+    table: Table = "table",
     size_px: Size = None,
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace results that are already there.")] = False,
 ) -> None:
     """The main job from images to a report: train, embed, cluster, compare.
 
@@ -114,7 +116,8 @@ def demo(
     (`tissue.zarr`), the trained model (`model`) and the numbers (`summary.json`). Takes a few minutes.
     """
     with errors(context):
-        writable(out)
+        for result in ("tissue.zarr", "model", "report.html", "summary.json"):
+            unused(out / result, force=force)
         import cytonym as cy
         from cytonym import _demo
         from cytonym._report import write_report
@@ -127,7 +130,7 @@ def demo(
         names = _demo.channel_names(sdata)
         found = _demo.run(
             sdata, out, source=source, channels=_demo.choose_channels(names, channel, without),
-            truth=truth, find=find_cells, nuclear=_demo.split_names(nuclear or (), names), diameter_px=diameter_px, size_px=size_px, steps=steps,
+            truth=truth, table_key=table, find=find_cells, nuclear=_demo.split_names(nuclear or (), names), diameter_px=diameter_px, size_px=size_px, steps=steps,
             seed=seed, device=device,
         )  # fmt: skip
         report = write_report(found, out / "report.html")
@@ -210,8 +213,8 @@ def embed(
         import cytonym as cy
 
         encoder = cy.models.load(model)
-        for store in stores:
-            sdata = open_store(store)
+        samples = [open_store(store, to_save=True) for store in stores]
+        for store, sdata in zip(stores, samples, strict=True):
             cy.tl.embed_cells(
                 sdata, encoder, **element_keys(image, labels, shapes, points), table_key=table,
                 coordinate_system=coordinate_system, scale=scale, channels=chosen_channels([sdata], image, channel), key_added=key_added, device=device,

@@ -11,6 +11,7 @@ import anndata as ad
 
 import cytonym as cy
 from cytonym._terminal import open_store, unused
+from cytonym.data.names import GEOJSON_ENDINGS
 from cytonym.models.classifier import CellClassifier, Labeller
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ logger = logging.getLogger("cytonym")
 
 ON_NUMBERS = ("logistic", "linear", "mlp4", "maps")
 """Methods that read a table; all others read pixels."""
-ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
-"""Of files that `io.write_geojson` writes."""
 IMAGE = "store and image"
 """Column of joined tables."""
 
@@ -110,8 +109,8 @@ class Job:
             unused(self.out, force=self.force)
         files = list(self.to_geojson or ())
         for file in files:
-            if not file.name.lower().endswith(ENDINGS):
-                msg = f"--to-geojson must end with one of {list(ENDINGS)}, by which QuPath knows the format, got {str(file)!r}."
+            if not file.name.lower().endswith(GEOJSON_ENDINGS):
+                msg = f"--to-geojson must end with one of {list(GEOJSON_ENDINGS)}, by which QuPath knows the format, got {str(file)!r}."
                 raise ValueError(msg)
             unused(file, force=self.force, option="--to-geojson")
         if len({file.resolve() for file in files}) < len(files):

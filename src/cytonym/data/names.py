@@ -20,6 +20,9 @@ MARKER_NAMES = "marker_names"
 INTENSITIES = ("X", "mean_intensity", "area")
 """Keys of numbers that are skewed as intensities are."""
 
+GEOJSON_ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")
+"""Of files, by which QuPath knows the format."""
+
 FORBIDDEN = {"", ".", "..", "_index"}
 LONGEST = 200  # bytes; file systems end at 255
 NAME = re.compile(r"(?!__)[\w.-]*[\w-][\w.-]*")

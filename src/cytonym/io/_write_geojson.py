@@ -22,6 +22,7 @@ from scipy.sparse import issparse
 
 from cytonym.data import transforms
 from cytonym.data.files import replaced, require_place
+from cytonym.data.names import GEOJSON_ENDINGS
 from cytonym.data.table import open_table
 from cytonym.get import labels_of, marker_frame
 from cytonym.io._geojson import (
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cytonym")
 
-ENDINGS = (".geojson", ".json", ".geojson.gz", ".json.gz")  # by which QuPath knows the format
 CLASSES = "phenotype"
 MANY = 20_000  # cells from which on a progress bar is shown
 AT_ONCE = 10_000  # shapes transformed together
@@ -349,8 +349,10 @@ def _colors(table: AnnData, key: str, names: list[str], given: Mapping[str, Any]
 # ----------------------------------------------------------------------------------------------------------------- file
 def _target(path: str | Path, *, overwrite: bool) -> Path:
     target = Path(path)
-    if not target.name.lower().endswith(ENDINGS):
-        msg = f"QuPath knows the format by its ending, which must be one of {list(ENDINGS)}, got {target.name!r}."
+    if not target.name.lower().endswith(GEOJSON_ENDINGS):
+        msg = (
+            f"QuPath knows the format by its ending, which must be one of {list(GEOJSON_ENDINGS)}, got {target.name!r}."
+        )
         raise ValueError(msg)
     require_place(target, overwrite=overwrite)
     return target
